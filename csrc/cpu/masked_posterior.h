@@ -1,0 +1,105 @@
+// Body of masked_posterior, compiled once per instruction set (levels.h).
+#include "masked_rows.h"
+
+namespace fastguide {
+namespace FG_NAMESPACE {
+
+template <class T>
+class Predictor {
+ public:
+  FG_TARGET Predictor(const Logits<T>& logits, const States& states, const PosteriorArgs& args)
+      : logits_(logits),
+        states_(states),
+        args_(args),
+        key_(philox_key(args.seed)),
+        cdf_sites_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
+        row_(states.length),
+        sites_(states.length + LANES),
+        cdf_(args.num_samples > 0 ? cdf_sites_ * logits.vocab_size : 0),
+        last_(cdf_sites_) {}
+
+  FG_TARGET Fault run(i64 begin, i64 end) {
+    for (i64 n = begin; n < end; ++n) {
+      Fault fault;
+      if (!predict(n, &fault)) return fault;
+    }
+    return {};
+  }
+
+ private:
+  static constexpr i64 CDF_DOUBLES = 4096;
+
+  FG_TARGET bool predict(i64 n, Fault* fault) {
+    const T* logits_row = logits_of(logits_, n, fault);
+    if (logits_row == nullptr) return false;
+    const i64 num_masked =
+        scan_row(states_, n, logits_.vocab_size, row_.data(), sites_.data(), fault);
+    if (num_masked < 0) return false;
+    const i64 copies = args_.num_samples > 0 ? args_.num_samples : 1;
+    i64* out = args_.out + n * copies * states_.length;
+    for (i64 s = 0; s < copies; ++s)
+      std::memcpy(out + s * states_.length, row_.data(),
+                  static_cast<size_t>(states_.length) * sizeof(i64));
+    if (args_.num_samples == 0) return fill_mode(logits_row, n, num_masked, out, fault);
+    for (i64 b = 0; b < num_masked; b += cdf_sites_) {
+      const i64 count = num_masked - b < cdf_sites_ ? num_masked - b : cdf_sites_;
+      if (!token_cdfs(logits_, logits_row, n, sites_.data() + b, count, cdf_.data(), last_.data(),
+                      fault))
+        return false;
+      for (i64 s = 0; s < args_.num_samples; ++s)
+        fill_sample(n, static_cast<u32>(s), b, count, out + s * states_.length);
+    }
+    return true;
+  }
+
+  FG_TARGET bool fill_mode(const T* logits_row, i64 n, i64 num_masked, i64* out, Fault* fault) {
+    for (i64 j = 0; j < num_masked; ++j) {
+      const u32 site = sites_[static_cast<size_t>(j)];
+      const i32 code = first_maximum(logits_row + site * logits_.site_stride, logits_.token_stride,
+                                     logits_.vocab_size, out + site);
+      if (code == kNoFault) continue;
+      *fault = {code, n, site, 0};
+      return false;
+    }
+    return true;
+  }
+
+  // Draws sites_[b], ..., sites_[b + count - 1] of sample s.
+  FG_TARGET void fill_sample(i64 n, u32 s, i64 b, i64 count, i64* out) {
+    const StateCounter state = state_counter(static_cast<u64>(args_.keys[2 * n]), args_.purpose);
+    for (i64 j = 0; j < count; j += LANES) {
+      const PhiloxLanes block = philox_lanes(load_words(sites_.data() + b + j), lanes(s),
+                                             lanes(state.c2), lanes(state.c3), key_);
+      u64 w0[LANES], w1[LANES];
+      store_words(block.w0, w0);
+      store_words(block.w1, w1);
+      for (i64 i = 0; i < (count - j < LANES ? count - j : LANES); ++i) {
+        const size_t at = static_cast<size_t>(j + i);
+        out[sites_[static_cast<size_t>(b) + at]] =
+            pick(cdf_.data() + (j + i) * logits_.vocab_size, logits_.vocab_size, last_[at],
+                 uniform53(w0[i], w1[i]));
+      }
+    }
+  }
+
+  const Logits<T>& logits_;
+  const States& states_;
+  const PosteriorArgs& args_;
+  const PhiloxKey key_;
+  const i64 cdf_sites_;
+
+  // Scratch, reused from row to row.
+  std::vector<i64> row_;     // [L]
+  std::vector<u32> sites_;   // the masked sites
+  std::vector<double> cdf_;  // [cdf_sites, V]
+  std::vector<i64> last_;    // [cdf_sites]
+};
+
+template <class T>
+FG_TARGET Fault predict_rows(const Logits<T>& logits, const States& states,
+                             const PosteriorArgs& args, i64 begin, i64 end) {
+  return Predictor<T>(logits, states, args).run(begin, end);
+}
+
+}  // namespace FG_NAMESPACE
+}  // namespace fastguide

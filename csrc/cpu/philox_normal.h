@@ -1,0 +1,53 @@
+// Body of philox_normal, compiled once per instruction set (levels.h).
+namespace fastguide {
+namespace FG_NAMESPACE {
+
+// Elements 4b, ..., 4b + 31 of the LANES blocks from b on.
+FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3, PhiloxKey key,
+                          double* z) {
+  const PhiloxLanes block =
+      philox_lanes(count_from(first_block), lanes(candidate), lanes(chain), lanes(c3), key);
+  u64 w0[LANES], w1[LANES], w2[LANES], w3[LANES];
+  store_words(block.w0, w0);
+  store_words(block.w1, w1);
+  store_words(block.w2, w2);
+  store_words(block.w3, w3);
+  double planes[4][LANES];
+  for (int i = 0; i < LANES; ++i) {
+    const NormalPair pair = box_muller(w0[i], w1[i]);
+    planes[0][i] = pair.first;
+    planes[1][i] = pair.second;
+  }
+  for (int i = 0; i < LANES; ++i) {
+    const NormalPair pair = box_muller(w2[i], w3[i]);
+    planes[2][i] = pair.first;
+    planes[3][i] = pair.second;
+  }
+  for (int i = 0; i < LANES; ++i)
+    for (int j = 0; j < 4; ++j) z[4 * i + j] = planes[j][i];
+}
+
+template <class T>
+FG_TARGET Fault normal_rows(const PhiloxArgs& args, T* out, i64 begin, i64 end) {
+  const PhiloxKey key = philox_key(args.seed);
+  for (i64 n = begin; n < end; ++n) {
+    Fault fault;
+    if (!check_ids(args, n, &fault)) return fault;
+    const i64 first = args.first_candidate == nullptr ? 0 : args.first_candidate[n];
+    for (i64 k = 0; k < args.num_candidates; ++k) {
+      T* row = out + (n * args.num_candidates + k) * args.num_elements;
+      for (i64 e = 0; e < args.num_elements; e += 4 * LANES) {
+        double z[4 * LANES];
+        normal_lanes(static_cast<u64>(e / 4), static_cast<u64>(first + k),
+                     static_cast<u64>(args.chains[n]), args.c3, key, z);
+        const i64 left = args.num_elements - e;
+        const i64 count = left < 4 * LANES ? left : 4 * LANES;
+        for (i64 i = 0; i < count; ++i) row[e + i] = static_cast<T>(z[i]);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace FG_NAMESPACE
+}  // namespace fastguide

@@ -1,0 +1,36 @@
+"""Reward-guided diffusion sampling with compiled kernels.
+
+    import fastguide as fg
+
+    task = fg.zoo.load("utr")
+    sampler = fg.SVDD(task.diffusion, task.reward, num_candidates=10, alpha=0.1)
+    result = sampler.sample(64, num_steps=128, seed=0)
+"""
+
+from fastguide import diffusion, engine, evaluation, ops, result, samplers, values
+from fastguide.diffusion import MaskedDiffusion
+from fastguide.errors import FastguideError
+from fastguide.evaluation import Cost
+from fastguide.ops import use_backend
+from fastguide.result import Result
+from fastguide.samplers import SVDD, BestOfN, Unguided
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SVDD",
+    "BestOfN",
+    "Cost",
+    "FastguideError",
+    "MaskedDiffusion",
+    "Result",
+    "Unguided",
+    "diffusion",
+    "engine",
+    "evaluation",
+    "ops",
+    "result",
+    "samplers",
+    "use_backend",
+    "values",
+]

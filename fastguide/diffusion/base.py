@@ -1,0 +1,108 @@
+"""What the engine needs of a diffusion: a list of steps, and how to start, propose and predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One transition of a run.
+
+    Attributes:
+        index: position in the run, the `step` of the random stream.
+        time: time of the state before the transition (its denoiser output is at this time).
+        next_time: time at which the candidates of this transition live.
+        clean: the candidates are clean samples, scored by the reward itself.
+        varies: False if every candidate of a state would be the same.
+        params: the kernel's numbers (masked: (rho,)).
+    """
+
+    index: int
+    time: float
+    next_time: float
+    clean: bool
+    varies: bool
+    params: tuple[float, ...]
+
+
+@dataclass
+class Batch:
+    """Rows of chain states.
+
+    Attributes:
+        x: [R, ...] states.
+        keys: [R, 2] int64 state keys, or None where states are never equal.
+    """
+
+    x: Tensor
+    keys: Tensor | None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def take(self, index: Tensor) -> Batch:
+        """Rows `index` [S] of this batch."""
+        return Batch(
+            self.x.index_select(0, index),
+            None if self.keys is None else self.keys.index_select(0, index),
+        )
+
+
+class Diffusion(Protocol):
+    """The engine's view of a diffusion. Outputs are kept in a store and addressed by slot."""
+
+    denoiser: Any
+    time_conditioned: bool
+    device: torch.device
+    output_shape: tuple[int, ...]
+    row_bytes: int
+    rows_per_state: int
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the denoiser determines the chain."""
+
+    def steps(self, num_steps: int) -> list[Step]:
+        """The transitions of a run, in order."""
+
+    def start(self, chains: Tensor, prompt: Tensor | None, seed: int) -> Batch:
+        """Initial states of `chains` [N]."""
+
+    def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
+        """Checked denoiser output [B, *output_shape] of states [B, ...] at one time."""
+
+    def needs_output(self, x: Tensor) -> Tensor:
+        """[R] bool: rows whose denoiser output will be read."""
+
+    def invalid_outputs(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """[B] bool: rows whose output cannot be sampled from (NaN, infinity, nothing allowed)."""
+
+    def propose(
+        self,
+        batch: Batch,
+        outputs: Tensor,
+        slots: Tensor,
+        step: Step,
+        *,
+        seed: int,
+        chains: Tensor,
+        num_candidates: int,
+        first_candidate: Tensor,
+    ) -> tuple[Batch, Tensor]:
+        """K successors of each row: a batch of R*K rows (row-major), and changed [R, K]."""
+
+    def predict_mode(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+        """The most likely clean sample of each row, [R, ...]."""
+
+    def predict_samples(
+        self, batch: Batch, outputs: Tensor, slots: Tensor, num_samples: int, seed: int
+    ) -> Tensor:
+        """Clean samples drawn from the factorised prediction, [R, S, ...]."""
+
+    def predict_soft(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+        """The expected clean sample (tokens: probabilities), [R, ...]."""

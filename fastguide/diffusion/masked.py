@@ -1,0 +1,328 @@
+"""Masked (absorbing) discrete diffusion: MDLM / SUBS.
+
+A state is a row of tokens in which some sites hold the mask token. One step reveals each masked
+site with probability rho and draws its token from the denoiser's softmax; revealed tokens never
+change. Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equations 4-10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastguide import ops
+from fastguide.diffusion import likelihood
+from fastguide.diffusion.base import Batch, Step
+from fastguide.diffusion.schedules import (
+    Schedule,
+    resolve_schedule,
+    reveal_probabilities,
+    time_grid,
+)
+from fastguide.errors import ArgumentError, DtypeError, ShapeError
+
+Tensor = torch.Tensor
+
+
+class MaskedDiffusion:
+    """A pre-trained masked diffusion over sequences of tokens.
+
+    Args:
+        denoiser: callable (x [B, L] int64, t [B] float32, **cond) -> logits [B, L, V] or
+            [B, L, V + 1] (the mask column is ignored), any float dtype. Tokens are 0..V-1.
+        length: L, number of sites.   vocab_size: V.
+        mask_token: id of the mask; default V. May be any id; its column gets -inf.
+        forbidden_tokens: ids that are never drawn.
+        schedule: "loglinear", "linear", "cosine", "geometric" or a callable a(t).
+        time_conditioned: whether the denoiser reads t. False: it is given zeros, and outputs of
+            equal states are shared across steps.
+        temperature: divides the logits wherever tokens are drawn.
+        final: how sites that are masked after the last step are filled: "sample" draws them (the
+            chain keeps its law), "mode" takes the most likely token.
+        null_cond: conditioning of the unconditional rows of classifier-free guidance, a dict with
+            the keys of `cond`.   guidance_scale: 1 is plain conditional sampling.
+        device: where states live; default: the denoiser's parameters' device, else CPU.
+
+    Raises:
+        ArgumentError: sizes below 1, ids out of range, unknown schedule or final.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        length: int,
+        vocab_size: int,
+        *,
+        mask_token: int | None = None,
+        forbidden_tokens: Sequence[int] = (),
+        schedule: str | Schedule = "loglinear",
+        time_conditioned: bool = False,
+        temperature: float = 1.0,
+        final: str = "sample",
+        null_cond: dict[str, Tensor] | None = None,
+        guidance_scale: float = 1.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not callable(denoiser):
+            raise DtypeError(f"denoiser must be callable, got {type(denoiser).__name__}")
+        if length < 1 or vocab_size < 1:
+            raise ArgumentError(
+                f"length and vocab_size must be at least 1, got {length} and {vocab_size}"
+            )
+        mask = vocab_size if mask_token is None else int(mask_token)
+        if mask < 0:
+            raise ArgumentError(f"mask_token must not be negative, got {mask_token}")
+        forbidden = sorted({int(token) for token in forbidden_tokens} | {mask})
+        forbidden = [token for token in forbidden if token < vocab_size]
+        if any(token < 0 or token >= vocab_size for token in forbidden_tokens):
+            raise ArgumentError(
+                f"forbidden_tokens must lie in [0, {vocab_size}), got {list(forbidden_tokens)}"
+            )
+        if len(forbidden) == vocab_size:
+            raise ArgumentError("forbidden_tokens leaves no token to draw; allow at least one")
+        if not temperature > 0:
+            raise ArgumentError(f"temperature must be positive, got {temperature}")
+        if final not in ("sample", "mode"):
+            raise ArgumentError(f"final must be 'sample' or 'mode', got {final!r}")
+        if guidance_scale != 1.0 and null_cond is None:
+            raise ArgumentError(
+                f"guidance_scale={guidance_scale} needs null_cond, the conditioning of the "
+                "unconditional rows; give null_cond={...} with the keys of cond"
+            )
+        self.denoiser = denoiser
+        self.length = length
+        self.vocab_size = vocab_size
+        self.mask_token = mask
+        self.forbidden_tokens = tuple(forbidden)
+        self.schedule = resolve_schedule(schedule)
+        self.schedule_name = schedule if isinstance(schedule, str) else "callable"
+        self.time_conditioned = time_conditioned
+        self.temperature = float(temperature)
+        self.final = final
+        self.null_cond = null_cond
+        self.guidance_scale = float(guidance_scale)
+        self.device = _device_of(denoiser) if device is None else torch.device(device)
+        self.output_shape = (length, vocab_size)
+        self.row_bytes = 8 * length + 4 * length * vocab_size
+        self.rows_per_state = 1 if guidance_scale == 1.0 else 2
+
+    # -- the engine's view -------------------------------------------------------------------
+
+    def steps(self, num_steps: int) -> list[Step]:
+        """num_steps reveal transitions and one fill, as `Step` records with params (rho,)."""
+        grid = time_grid(num_steps)
+        rho = reveal_probabilities(self.schedule, grid)
+        times = grid.tolist()
+        reveal = [
+            Step(i, times[i], times[i + 1], clean=False, varies=rho[i] > 0, params=(rho[i],))
+            for i in range(num_steps)
+        ]
+        fill = Step(
+            num_steps, times[-1], 0.0, clean=True, varies=self.final == "sample", params=(1.0,)
+        )
+        return [*reveal, fill]
+
+    def start(self, chains: Tensor, prompt: Tensor | None, seed: int) -> Batch:
+        """All-mask states, or `prompt` [L] or [N, L] with its mask tokens still to fill."""
+        num_chains = chains.shape[0]
+        if prompt is None:
+            x = torch.full((num_chains, self.length), self.mask_token, device=self.device)
+        else:
+            x = self._check_prompt(prompt, num_chains)
+        return Batch(x, ops.masked_keys(x))
+
+    def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
+        """`logits` with every row at the same time."""
+        return self.logits(x, torch.full((x.shape[0],), time, device=x.device), cond)
+
+    def logits(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
+        """Logits [B, L, V] of tokens x [B, L] at times t [B]; forbidden columns are -inf.
+
+        Raises:
+            ShapeError, DtypeError: the denoiser returned something else; says what was due.
+        """
+        cond = cond or {}
+        t = t.float() if self.time_conditioned else torch.zeros_like(t, dtype=torch.float32)
+        if self.rows_per_state == 1:
+            logits = self._check_logits(self.denoiser(x, t, **cond), x.shape[0])
+        else:
+            null = self._null_rows(cond, x.shape[0])
+            both = {name: torch.cat([cond[name], null[name]]) for name in cond}
+            pair = self._check_logits(
+                self.denoiser(torch.cat([x, x]), torch.cat([t, t]), **both), 2 * x.shape[0]
+            )
+            given, free = pair.chunk(2)
+            # equal entries first: -inf on both sides would otherwise become NaN
+            logits = given.where(given == free, free + self.guidance_scale * (given - free))
+        if self.forbidden_tokens:
+            columns = torch.tensor(self.forbidden_tokens, device=logits.device)
+            logits = logits.index_fill(-1, columns, float("-inf"))
+        return logits
+
+    def needs_output(self, x: Tensor) -> Tensor:
+        """[R] bool: rows of x [R, L] that still hold a mask; no logit of the others is ever read."""
+        return (x == self.mask_token).any(dim=-1)
+
+    def invalid_outputs(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """[B] bool: rows with a masked site whose logits hold NaN or +inf, or are all -inf."""
+        return (~outputs.amax(dim=-1).isfinite() & (x == self.mask_token)).any(dim=-1)
+
+    def propose(
+        self,
+        batch: Batch,
+        outputs: Tensor,
+        slots: Tensor,
+        step: Step,
+        *,
+        seed: int,
+        chains: Tensor,
+        num_candidates: int,
+        first_candidate: Tensor,
+    ) -> tuple[Batch, Tensor]:
+        """K successors of each row by `ops.masked_propose`; see `Diffusion.propose`."""
+        assert batch.keys is not None
+        if not step.varies and step.clean:
+            x = ops.masked_posterior(outputs, batch.x, mask_token=self.mask_token, index=slots)
+            changed = (x != batch.x).sum(dim=-1, dtype=torch.int32)[:, None]
+            return Batch(x, ops.masked_keys(x)), changed
+        tokens, keys, changed = ops.masked_propose(
+            outputs,
+            batch.x,
+            batch.keys,
+            mask_token=self.mask_token,
+            rho=step.params[0],
+            seed=seed,
+            chains=chains,
+            step=step.index,
+            num_candidates=num_candidates,
+            index=slots,
+            temperature=self.temperature,
+            first_candidate=first_candidate,
+        )
+        return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed
+
+    def predict_mode(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+        """Masks filled by the most likely token per site, [R, L] int64."""
+        return ops.masked_posterior(outputs, batch.x, mask_token=self.mask_token, index=slots)
+
+    def predict_samples(
+        self, batch: Batch, outputs: Tensor, slots: Tensor, num_samples: int, seed: int
+    ) -> Tensor:
+        """Masks filled by draws from the softmax, [R, S, L] int64; keyed by the state itself."""
+        return ops.masked_posterior(
+            outputs,
+            batch.x,
+            mask_token=self.mask_token,
+            index=slots,
+            num_samples=num_samples,
+            keys=batch.keys,
+            seed=seed,
+            temperature=self.temperature,
+        )
+
+    def predict_soft(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+        """Token probabilities [R, L, V]; sites that are not masked are one-hot."""
+        probs = (outputs.index_select(0, slots) / self.temperature).softmax(dim=-1)
+        known = batch.x != self.mask_token
+        one_hot = torch.nn.functional.one_hot(batch.x.where(known, 0), self.vocab_size)
+        return torch.where(known[..., None], one_hot.to(probs.dtype), probs)
+
+    def settings(self) -> dict[str, Any]:
+        """What besides the denoiser determines the chain, for records and checkpoints."""
+        return {
+            "kind": "MaskedDiffusion",
+            "length": self.length,
+            "vocab_size": self.vocab_size,
+            "mask_token": self.mask_token,
+            "forbidden_tokens": list(self.forbidden_tokens),
+            "schedule": self.schedule_name,
+            "time_conditioned": self.time_conditioned,
+            "temperature": self.temperature,
+            "final": self.final,
+            "guidance_scale": self.guidance_scale,
+        }
+
+    # -- likelihood and training -------------------------------------------------------------
+
+    def elbo(
+        self, x: Tensor, *, num_masks: int = 64, seed: int = 0, max_rows: int = 1024
+    ) -> Tensor:
+        """Lower bound of log p(x) under the continuous-time chain; see `likelihood.elbo`."""
+        return likelihood.elbo(self, x, num_masks=num_masks, seed=seed, max_rows=max_rows)
+
+    def loss(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """SUBS training loss of clean rows; see `likelihood.subs_loss`."""
+        return likelihood.subs_loss(self, x, generator=generator)
+
+    def log_prob(self, x_t: Tensor, x_s: Tensor, step: int, num_steps: int) -> Tensor:
+        """Exact log-probability of one transition; see `likelihood.transition_log_prob`."""
+        return likelihood.transition_log_prob(self, x_t, x_s, step, num_steps)
+
+    # -- checks ------------------------------------------------------------------------------
+
+    def check_tokens(self, x: Tensor, name: str, *, clean: bool) -> Tensor:
+        """Return x as [B, L] int64 on the device, or raise; `clean` forbids the mask token."""
+        if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.dtype == torch.bool:
+            kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise DtypeError(f"{name} must be an integer tensor of token ids, got {kind}")
+        if x.dim() != 2 or x.shape[1] != self.length:
+            raise ShapeError(f"{name} must be [B, {self.length}], got {list(x.shape)}")
+        x = x.to(device=self.device, dtype=torch.int64)
+        legal = (x >= 0) & (x < self.vocab_size) & (x != self.mask_token)
+        if not clean:
+            legal |= x == self.mask_token
+        if not bool(legal.all()):
+            row, site = (~legal).nonzero()[0].tolist()
+            raise ArgumentError(
+                f"{name}[{row}, {site}] is {int(x[row, site])}; tokens are 0..{self.vocab_size - 1}"
+                + ("" if clean else f" and the mask is {self.mask_token}")
+            )
+        return x
+
+    def _check_prompt(self, prompt: Tensor, num_chains: int) -> Tensor:
+        if isinstance(prompt, torch.Tensor) and prompt.dim() == 1:
+            prompt = prompt.expand(num_chains, -1)
+        x = self.check_tokens(prompt, "prompt", clean=False)
+        if x.shape[0] != num_chains:
+            raise ShapeError(
+                f"prompt must be [{self.length}] or [num_samples, {self.length}]; got "
+                f"{x.shape[0]} rows for {num_chains} chains"
+            )
+        return x.contiguous()
+
+    def _check_logits(self, logits: Tensor, rows: int) -> Tensor:
+        due = f"[{rows}, {self.length}, {self.vocab_size}] (or {self.vocab_size + 1} columns)"
+        if not isinstance(logits, torch.Tensor):
+            raise DtypeError(
+                f"denoiser must return a tensor of logits {due}, got {type(logits).__name__}"
+            )
+        widths = (self.vocab_size, self.vocab_size + 1)
+        if logits.dim() != 3 or logits.shape[:2] != (rows, self.length):
+            raise ShapeError(f"denoiser must return logits {due}, got {list(logits.shape)}")
+        if logits.shape[2] not in widths:
+            raise ShapeError(f"denoiser must return logits {due}, got {list(logits.shape)}")
+        if not logits.is_floating_point():
+            raise DtypeError(f"denoiser must return floating-point logits, got {logits.dtype}")
+        logits = logits[..., : self.vocab_size]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _null_rows(self, cond: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+        assert self.null_cond is not None
+        missing = sorted(set(cond) ^ set(self.null_cond))
+        if missing:
+            raise ArgumentError(
+                f"null_cond and cond must have the same keys; they differ in {missing}"
+            )
+        return {
+            name: value.to(self.device).expand(rows, *value.shape[1:])
+            for name, value in self.null_cond.items()
+        }
+
+
+def _device_of(denoiser: Any) -> torch.device:
+    if isinstance(denoiser, torch.nn.Module):
+        for parameter in denoiser.parameters():
+            return parameter.device
+    return torch.device("cpu")

@@ -1,0 +1,392 @@
+"""The one loop: propose, evaluate, select, move. It knows no method; a policy chooses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from fastguide.diffusion import Batch, Diffusion, Step
+from fastguide.errors import CheckpointError, NonFiniteError
+from fastguide.evaluation import Cost, Evaluator, Limits, Rows, unique_conditions
+from fastguide.result import Result, Trace
+
+Tensor = torch.Tensor
+
+SHARD_BYTES = 64 * 2**20
+"""Chains run in shards whose candidates and their outputs take about this much memory."""
+
+CHECKPOINT_CHAINS = 64
+"""Most chains of a shard when a run may stop early, so that little unfinished work is lost."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a policy chooses from: R rows with K candidates each.
+
+    Attributes:
+        step: the transition.   seed: of the stream.
+        chains, particles: [R] int64, the counters of the draws.
+        values: [R, K] float64, -inf for invalid candidates.
+    """
+
+    step: Step
+    seed: int
+    chains: Tensor
+    particles: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A policy's answer.
+
+    Attributes:
+        index: [R] int64 into the R*K candidates (row-major).
+        ess: [R] float64 effective number of candidates.
+        valid: [R] bool, False where every candidate was invalid.
+    """
+
+    index: Tensor
+    ess: Tensor
+    valid: Tensor
+
+
+class Policy(Protocol):
+    """A sampling method, as the engine sees it: N chains of P particles with K candidates."""
+
+    diffusion: Diffusion
+    reward: Any
+    value: Any
+    num_particles: int
+    num_candidates: int
+    on_invalid: str
+
+    def scores(self, step: Step, num_candidates: int) -> bool:
+        """Whether candidates of this step must be scored."""
+
+    def select(self, selection: Selection) -> Choice:
+        """Choose the next states among scored candidates."""
+
+    def finish(self, rewards: Tensor | None, num_chains: int) -> Tensor:
+        """[N] int64: which of the N*P final states (row-major) each chain returns."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run; two runs with equal plans draw the same samples."""
+
+    num_samples: int
+    num_steps: int
+    seed: int
+    first_chain: int
+    prompt: Tensor | None
+    cond: dict[str, Tensor]
+    limits: Limits
+    savings: frozenset[str]
+    cache_bytes: int
+    small_shards: bool
+
+
+@dataclass
+class State:
+    """Where a run stands. Pickles on the CPU and continues bit for bit.
+
+    Attributes:
+        shard_start: first chain (counted from 0) of the current shard.   step: next step in it.
+        rows: states of the shard's N*P particles, None between shards.
+        finished: per finished shard: samples, rewards and the trace.
+        partial: per-step records of the current shard.
+        cost: so far.   memory: rewards already known.
+    """
+
+    shard_start: int = 0
+    step: int = 0
+    rows: dict[str, Tensor] | None = None
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    partial: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+    memory: list[dict[bytes, float]] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fields = dict(vars(self))
+        if self.rows is not None:
+            fields["rows"] = {name: value.cpu() for name, value in self.rows.items()}
+        return fields
+
+    @property
+    def x(self) -> Tensor:
+        """[N*P, ...] current states."""
+        if self.rows is None:
+            raise CheckpointError("the run is between shards: there is no current state")
+        return self.rows["x"]
+
+
+class Run:
+    """A run in progress: iterate to advance one step at a time, then call `result()`.
+
+    Each iteration yields the `State` after a move. The state is live: copy or pickle it to keep it.
+    """
+
+    def __init__(self, policy: Policy, plan: Plan, state: State | None, settings: dict[str, Any]):
+        self._policy = policy
+        self._plan = plan
+        self._settings = settings
+        self._steps = policy.diffusion.steps(plan.num_steps)
+        self._state = State() if state is None else state
+        cond, self._cond_row = unique_conditions(plan.cond, plan.num_samples)
+        self._evaluator = Evaluator(
+            policy.diffusion,
+            savings=plan.savings,
+            cond=cond,
+            limits=plan.limits,
+            reject=policy.on_invalid == "reject",
+            cache_bytes=plan.cache_bytes,
+            seed=plan.seed,
+        )
+        if self._state.cost:
+            self._evaluator.cost = Cost(**self._state.cost)
+            self._evaluator.recall(self._state.memory)
+        self._elapsed = self._evaluator.cost.seconds["total"]
+        self._rows: Rows | None = None
+        self.stopped: str | None = None
+
+    @property
+    def cost(self) -> Cost:
+        """Rows and seconds so far."""
+        return self._evaluator.cost
+
+    @property
+    def num_moves(self) -> int:
+        """Moves of the whole run, for progress bars."""
+        shards = -(-self._plan.num_samples // self._shard_chains)
+        return shards * len(self._steps)
+
+    @property
+    def _shard_chains(self) -> int:
+        diffusion, policy = self._policy.diffusion, self._policy
+        rows = policy.num_particles * policy.num_candidates
+        chains = max(1, SHARD_BYTES // (diffusion.row_bytes * rows))
+        return min(chains, CHECKPOINT_CHAINS) if self._plan.small_shards else chains
+
+    def __iter__(self) -> Iterator[State]:
+        state = self._state
+        clock = time.perf_counter()
+        while state.shard_start < self._plan.num_samples:
+            self._enter_shard()
+            while state.step < len(self._steps):
+                self._advance(self._steps[state.step])
+                state.step += 1
+                self._elapsed += time.perf_counter() - clock
+                self._publish()
+                yield state
+                clock = time.perf_counter()
+            self._leave_shard()
+            self._elapsed += time.perf_counter() - clock
+            clock = time.perf_counter()
+
+    def _enter_shard(self) -> None:
+        plan, state, device = self._plan, self._state, self._policy.diffusion.device
+        stop = min(state.shard_start + self._shard_chains, plan.num_samples)
+        local = torch.arange(state.shard_start, stop)
+        chains = (local + plan.first_chain).to(device)
+        if state.rows is None:
+            prompt = plan.prompt
+            if prompt is not None and prompt.dim() > 1:
+                prompt = prompt[local.to(prompt.device)]
+            batch = self._policy.diffusion.start(chains, prompt, plan.seed)
+        particles = self._policy.num_particles
+        spread = torch.arange(len(local), device=device).repeat_interleave(particles)
+        total = len(spread)
+        if state.rows is None:
+            batch = batch.take(spread) if particles > 1 else batch
+            value = torch.full((total,), torch.nan, dtype=torch.float64, device=device)
+        else:
+            batch = Batch(state.rows["x"].to(device), None)
+            keys = state.rows.get("keys")
+            batch.keys = None if keys is None else keys.to(device)
+            value = state.rows["value"].to(device)
+        self._rows = Rows(
+            batch,
+            chain=chains[spread],
+            candidate=torch.arange(total, device=device) % particles,
+            cond_row=self._cond_row[local].to(device)[spread],
+            slot=torch.full((total,), -1, dtype=torch.int64, device=device),
+            value=value,
+        )
+
+    def _advance(self, step: Step) -> None:
+        rows, policy, evaluator = self._rows, self._policy, self._evaluator
+        assert rows is not None
+        plan, savings = self._plan, self._plan.savings
+        before = asdict(evaluator.cost)
+        evaluator.advance(rows)
+        evaluator.denoise(rows, step.time, step.index)
+        evaluator.check_proposable(rows, step.index)
+        settled = "skip" in savings and not bool((rows.slot > 0).any())
+        count = policy.num_candidates if step.varies and not settled else 1
+        if settled:  # nothing is masked: every candidate would be the state itself
+            batch, changed = rows.batch, torch.zeros((len(rows), 1), device=rows.slot.device)
+        else:
+            with evaluator.cost.timed("kernels"):
+                batch, changed = policy.diffusion.propose(
+                    rows.batch,
+                    evaluator.outputs,
+                    rows.slot,
+                    step,
+                    seed=plan.seed,
+                    chains=rows.chain,
+                    num_candidates=count,
+                    first_candidate=rows.candidate * policy.num_candidates,
+                )
+        evaluator.cost.candidate_rows += len(batch)
+        candidates = self._candidates(rows, batch, changed, step)
+        inherited = candidates.slot
+        if step.clean and policy.reward is not None:
+            candidates.value = evaluator.reward(
+                policy.reward, candidates.batch.x, candidates, step.index
+            )
+        elif policy.scores(step, count):
+            candidates.value = evaluator.values(policy.value, candidates, step)
+        record = {"ess": torch.nan, "invalid": 0}
+        index = torch.arange(len(rows), device=rows.slot.device) * count
+        idle = "skip" in savings and not bool(changed.any())
+        if policy.scores(step, count) and not idle:
+            index = self._select(rows, candidates, step, record)
+        with evaluator.cost.timed("kernels"):
+            moved = candidates.take(index)
+        if "carry" not in savings:
+            moved.slot = inherited[index]
+        moved.candidate = rows.candidate
+        self._rows = moved
+        self._record(step, moved, record, before)
+
+    def _candidates(self, rows: Rows, batch: Batch, changed: Tensor, step: Step) -> Rows:
+        """The proposed rows, with what those equal to their parent may take over from it."""
+        evaluator, count = self._evaluator, changed.shape[1]
+        parent = torch.arange(len(rows), device=rows.slot.device).repeat_interleave(count)
+        same = changed.flatten() == 0
+        inherit = "parent" in self._plan.savings
+        slot = torch.full_like(parent, -1)
+        if inherit and not self._policy.diffusion.time_conditioned:
+            slot = rows.slot[parent].where(same, -1)
+        value = torch.full((len(parent),), torch.nan, dtype=torch.float64, device=parent.device)
+        # a clean step is scored by the reward itself, which the parent's value need not be
+        if inherit and not step.clean and evaluator.reuses(self._policy.value):
+            value = rows.value[parent].where(same, torch.nan)
+        number = rows.candidate[parent] * self._policy.num_candidates
+        number = number + torch.arange(count, device=parent.device).repeat(len(rows))
+        return Rows(batch, rows.chain[parent], number, rows.cond_row[parent], slot, value)
+
+    def _select(
+        self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]
+    ) -> Tensor:
+        values = candidates.value.view(len(rows), -1)
+        selection = Selection(step, self._plan.seed, rows.chain, rows.candidate, values)
+        with self._evaluator.cost.timed("kernels"):
+            choice = self._policy.select(selection)
+        record["ess"] = float(choice.ess.mean())
+        invalid = (~choice.valid).nonzero()[:, 0]
+        if len(invalid) and step.clean:
+            raise NonFiniteError(
+                f"every candidate of chain {int(rows.chain[invalid[0]])} was invalid at the last "
+                f"selection (step {step.index}): the reward returned NaN or infinity for all of "
+                "them; fix it for such inputs, or raise num_candidates"
+            )
+        record["invalid"] = len(invalid)
+        return choice.index
+
+    def _record(self, step: Step, moved: Rows, record: dict[str, Any], before: Any) -> None:
+        now = asdict(self._evaluator.cost)
+        record["time"] = step.next_time
+        record["values"] = moved.value.float().cpu()
+        for name in ("denoiser_rows", "reward_rows"):
+            record[name] = now[name] - before[name]
+            record[f"{name}_requested"] = now[f"{name}_requested"] - before[f"{name}_requested"]
+        self._state.partial.append(record)
+
+    def _publish(self) -> None:
+        """Bring the public state up to date with the loop's."""
+        rows, state = self._rows, self._state
+        assert rows is not None
+        self.cost.finish(self._elapsed)
+        state.rows = {"x": rows.batch.x, "value": rows.value}
+        if rows.batch.keys is not None:
+            state.rows["keys"] = rows.batch.keys
+        state.cost = asdict(self.cost)
+
+    def snapshot(self) -> State:
+        """The state with everything a resumed run should know, remembered rewards included."""
+        self._state.memory = self._evaluator.memory
+        return self._state
+
+    def _leave_shard(self) -> None:
+        state, policy, rows = self._state, self._policy, self._rows
+        assert rows is not None
+        chains = len(rows) // policy.num_particles
+        # the last step is clean, so its values are the rewards
+        rewards = None if policy.reward is None else rows.value
+        index = policy.finish(rewards, chains)
+        if rewards is not None and not bool(rewards[index].isfinite().all()):
+            bad = index[(~rewards[index].isfinite()).nonzero()[0, 0]]
+            raise NonFiniteError(
+                f"the reward of the final sample of chain {int(rows.chain[bad])} is not finite and "
+                "there is no valid one to return instead; fix the reward for such inputs"
+            )
+        state.finished.append(
+            {
+                "samples": rows.batch.x[index],
+                "rewards": None if rewards is None else rewards[index].float(),
+                "trace": vars(self._trace(state.partial, index)),
+            }
+        )
+        state.shard_start += chains
+        state.step, state.rows, state.partial = 0, None, []
+        self._rows = None
+
+    def _trace(self, records: list[dict[str, Any]], index: Tensor) -> Trace:
+        def column(name: str, dtype: torch.dtype) -> Tensor:
+            return torch.tensor([record[name] for record in records], dtype=dtype)
+
+        counts = ("denoiser_rows", "reward_rows")
+        names = [*counts, *(f"{name}_requested" for name in counts)]
+        return Trace(
+            time=column("time", torch.float64),
+            values=torch.stack([record["values"][index.cpu()] for record in records])
+            if records
+            else torch.zeros(0, 0),
+            ess=column("ess", torch.float64),
+            invalid_steps=column("invalid", torch.int64),
+            **{name: column(name, torch.int64) for name in names},
+        )
+
+    def result(self) -> Result:
+        """The finished chains; `stopped` says why there are fewer than asked for."""
+        state, plan = self._state, self._plan
+        if self._rows is not None and state.step == len(self._steps):
+            self._leave_shard()  # stopped right after a shard's last step
+        self.cost.finish(self._elapsed)
+        done = state.shard_start
+        stopped = None if done == plan.num_samples else self.stopped or "unfinished"
+        if state.finished:
+            samples = torch.cat([part["samples"] for part in state.finished])
+            traces = [Trace(**part["trace"]) for part in state.finished]
+            rewards = None
+            if self._policy.reward is not None:
+                rewards = torch.cat([part["rewards"] for part in state.finished])
+        else:
+            start = self._policy.diffusion.start(torch.arange(0), None, plan.seed)
+            samples, traces = start.x, [self._trace([], torch.arange(0))]
+            rewards = None if self._policy.reward is None else torch.zeros(0)
+        return Result(
+            samples=samples,
+            rewards=rewards,
+            chains=torch.arange(plan.first_chain, plan.first_chain + done),
+            trace=Trace.concatenate(traces),
+            cost=self.cost,
+            settings=self._settings,
+            stopped=stopped,
+        )

@@ -1,0 +1,35 @@
+"""Which reuse of model calls a run may make."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastguide.errors import ArgumentError
+
+ALL = frozenset({"duplicates", "parent", "history", "carry", "rewards", "skip"})
+"""What `savings` may hold. None of them changes a sample; each saves rows.
+
+duplicates: equal rows of one step are evaluated once.
+parent: a candidate equal to its parent takes the parent's output and value.
+history: a state met at an earlier step takes its remembered output or value.
+carry: the chosen candidate's denoiser output proposes the next step.
+rewards: equal predictions are rewarded once, in the step and (deterministic rewards) in the run.
+skip: no selection where all candidates of every chain are the same state, no step without masks.
+
+`parent` and `history` hold only where time does not enter: for outputs if the diffusion is not
+time-conditioned, for values if the value is not.
+"""
+
+
+def resolve_savings(savings: str | Collection[str]) -> frozenset[str]:
+    """Return the set for "all", "none" or a collection of names, or raise ArgumentError."""
+    if savings == "all":
+        return ALL
+    if savings == "none":
+        return frozenset()
+    chosen = frozenset([savings] if isinstance(savings, str) else savings)
+    if unknown := chosen - ALL:
+        raise ArgumentError(
+            f"savings must be 'all', 'none' or a set of {sorted(ALL)}; unknown: {sorted(unknown)}"
+        )
+    return chosen

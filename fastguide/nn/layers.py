@@ -1,0 +1,69 @@
+"""Layers shared by the small sequence models."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Tensor = torch.Tensor
+
+
+class ConvNorm(nn.Module):
+    """A length-preserving dilated convolution, with batch normalisation while training.
+
+    Args:
+        in_channels, out_channels: channels.   kernel_size: odd.   dilation: step between taps.
+        batch_norm: False for a model whose normalisation is already part of its weights.
+
+    [B, in_channels, L] -> [B, out_channels, L].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        *,
+        batch_norm: bool,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation
+        )
+        self.norm = nn.BatchNorm1d(out_channels) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised convolution of x."""
+        return self.norm(self.conv(x))
+
+
+def fuse_norms(model: nn.Module) -> nn.Module:
+    """Move every batch normalisation of `model`, in place, into the convolution before it.
+
+    The result computes the same function in eval mode, and cannot be trained as before. Returns
+    the model.
+    """
+    model.eval()
+    for layer in model.modules():
+        if isinstance(layer, ConvNorm) and isinstance(layer.norm, nn.BatchNorm1d):
+            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+            layer.norm = nn.Identity()
+    return model
+
+
+def count_flops(model: nn.Module, length: int) -> int:
+    """Floating-point operations of one row of `length` sites, 2 per multiply-add.
+
+    Counts convolutions (once per site) and dense layers (once per row), which is all but a few per
+    cent of the work of the models here.
+    """
+    total = 0
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv1d):
+            total += 2 * length * layer.weight.numel()
+        elif isinstance(layer, nn.Linear):
+            total += 2 * layer.weight.numel()
+    return total

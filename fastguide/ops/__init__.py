@@ -1,0 +1,34 @@
+"""The one door to the kernels: check, allocate, choose a backend, launch.
+
+Every op is a function here and a registered operator `torch.ops.fastguide.<op>`. With `out=` the
+call goes straight to the kernel and allocates nothing. The native extension loads at the first
+use of an op; without it an op raises `BackendError` (the reference backend serves only on request).
+"""
+
+from __future__ import annotations
+
+from fastguide.ops._backend import backends, use_backend
+from fastguide.ops.masked_keys import masked_keys
+from fastguide.ops.masked_posterior import masked_posterior
+from fastguide.ops.masked_propose import Proposal, masked_propose
+from fastguide.ops.philox_normal import philox_normal
+from fastguide.ops.philox_uniform import philox_uniform
+from fastguide.ops.select import Selection, select
+from fastguide.ops.soft_value import soft_value
+from fastguide.ops.unique_rows import UniqueRows, unique_rows
+
+__all__ = [
+    "Proposal",
+    "Selection",
+    "UniqueRows",
+    "backends",
+    "masked_keys",
+    "masked_posterior",
+    "masked_propose",
+    "philox_normal",
+    "philox_uniform",
+    "select",
+    "soft_value",
+    "unique_rows",
+    "use_backend",
+]

@@ -1,0 +1,173 @@
+"""Argument checks shared by the ops. Each message names the argument, what came, and the fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from fastguide.errors import ArgumentError, DtypeError, GradientError, NonFiniteError, ShapeError
+from fastguide.reference.faults import FaultCode
+from fastguide.rng import check_seed, check_step
+
+FLOATS = (torch.float32, torch.float64)
+SIGNED = 2**63
+
+
+def signed_seed(seed: int) -> int:
+    """The seed as the signed 64-bit integer that operator schemas carry."""
+    seed = check_seed(seed)
+    return seed - 2**64 if seed >= SIGNED else seed
+
+
+def unsigned_seed(seed: int) -> int:
+    """Inverse of `signed_seed`."""
+    return seed & (2**64 - 1)
+
+
+def counter(step: int, purpose: int) -> int:
+    """Counter word c3 = step << 8 | purpose, after checking both."""
+    if not 0 <= purpose < 256:
+        raise ArgumentError(
+            f"purpose must lie in [0, 256), got {purpose}; take one of fastguide.rng.Purpose"
+        )
+    return (check_step(step) << 8) | int(purpose)
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """`value` is an int >= `least`."""
+    if value < least:
+        raise ArgumentError(f"{name} must be at least {least}, got {value}")
+
+
+def shape(name: str, tensor: torch.Tensor, due: Sequence[int | None], letters: str) -> None:
+    """`tensor` has the shape `due` (None: any size); `letters` names it, for example "[N, L]"."""
+    ok = tensor.dim() == len(due) and all(
+        d is None or s == d for s, d in zip(tensor.shape, due, strict=True)
+    )
+    if not ok:
+        sizes = ", ".join("any" if d is None else str(d) for d in due)
+        raise ShapeError(
+            f"{name} must have shape {letters} = [{sizes}], got {list(tensor.shape)}"
+        )
+
+
+def dtype(name: str, tensor: torch.Tensor, due: Sequence[torch.dtype]) -> None:
+    """`tensor` has one of the dtypes `due`."""
+    if tensor.dtype not in due:
+        names = " or ".join(str(d).removeprefix("torch.") for d in due)
+        raise DtypeError(
+            f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}; "
+            f"convert it with {name}.to(torch.{str(due[-1]).removeprefix('torch.')})"
+        )
+
+
+def float_dtype(name: str, value: torch.dtype) -> None:
+    """`value` is a dtype that the kernels compute with."""
+    if value not in FLOATS:
+        raise DtypeError(f"{name} must be torch.float32 or torch.float64, got {value}")
+
+
+def integers(
+    name: str, tensor: torch.Tensor | None, due: Sequence[int | None], letters: str
+) -> torch.Tensor | None:
+    """None, or an int64 tensor of shape `due`; returned contiguous."""
+    if tensor is None:
+        return None
+    dtype(name, tensor, (torch.int64,))
+    shape(name, tensor, due, letters)
+    return tensor.contiguous()
+
+
+def same_device(op: str, first: torch.Tensor, **others: torch.Tensor | None) -> None:
+    """All tensors live on one device."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ArgumentError(
+                f"{op}: {name} is on {tensor.device} but the first input is on {first.device}; "
+                "move them to one device"
+            )
+
+
+def no_gradient(op: str, **tensors: torch.Tensor | None) -> None:
+    """No input requires grad: the op has no derivative, and silence would train nothing."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise GradientError(
+                f"{op} has no gradient, but {name} requires one; pass {name}.detach() or call it "
+                "under torch.no_grad()"
+            )
+
+
+def output(
+    name: str, tensor: torch.Tensor, due: Sequence[int], due_dtype: torch.dtype, like: torch.Tensor
+) -> None:
+    """An `out=` tensor that a kernel may write: exact shape, dtype, device, contiguous."""
+    if tensor.dtype != due_dtype:
+        raise DtypeError(f"out: {name} must be {due_dtype}, got {tensor.dtype}")
+    if list(tensor.shape) != list(due):
+        raise ShapeError(f"out: {name} must have shape {list(due)}, got {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ArgumentError(f"out: {name} must be contiguous, got strides {tensor.stride()}")
+    if tensor.device != like.device:
+        raise ArgumentError(
+            f"out: {name} is on {tensor.device} but the inputs are on {like.device}"
+        )
+
+
+def temperature(value: float) -> None:
+    """A positive finite softmax temperature."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ArgumentError(
+            f"temperature must be positive and finite, got {value}; for the mode use "
+            "masked_posterior with num_samples=0"
+        )
+
+
+_FAULTS = {
+    FaultCode.INDEX: (
+        ArgumentError,
+        "{op}: index[{row}] = {value} is no row of logits; it must lie in [0, U)",
+    ),
+    FaultCode.TOKEN: (
+        ArgumentError,
+        "{op}: x[{row}, {column}] = {value} is neither mask_token nor a token in [0, V); "
+        "logits must have one column per token",
+    ),
+    FaultCode.CHAIN: (
+        ArgumentError,
+        "{op}: chains[{row}] = {value} must lie in [0, 2**32); use another seed instead of a "
+        "larger chain id",
+    ),
+    FaultCode.CANDIDATE: (
+        ArgumentError,
+        "{op}: row {row} has candidate or particle id {value}; ids must stay in [0, 2**32)",
+    ),
+    FaultCode.LOGIT: (
+        NonFiniteError,
+        "{op}: the logits of row {row} at site {column} hold NaN or +inf; check the denoiser "
+        "(forbidden tokens get -inf, never NaN)",
+    ),
+    FaultCode.NO_TOKEN: (
+        NonFiniteError,
+        "{op}: every logit of row {row} at site {column} is -inf, so no token can be drawn; "
+        "leave at least one token allowed",
+    ),
+    FaultCode.VALUE: (
+        NonFiniteError,
+        "{op}: row {row}, candidate {column}: values / alpha + log_ratio is NaN or +inf; check the "
+        "value function (-inf rejects a candidate)",
+    ),
+    FaultCode.GATHER: (
+        ArgumentError,
+        "{op}: row {row}: a gather index of {value} is no row of its tensor",
+    ),
+}
+
+
+def raise_fault(op: str, fault: tuple[int, int, int, int]) -> None:
+    """Turn (code, row, column, value) of a backend into the error it stands for."""
+    code, row, column, value = fault
+    error, text = _FAULTS[FaultCode(code)]
+    raise error(text.format(op=op, row=row, column=column, value=value))

@@ -1,0 +1,31 @@
+"""Plain-PyTorch definitions of every op: the oracle that each compiled backend is tested against.
+
+Each module holds one function with the op's arithmetic, written to be read. It imports nothing
+else of the package, works on any device, and computes in float64. Arguments are assumed to have
+the right shapes and dtypes (`fastguide.ops` checks them); wrong *contents*, such as an index out of
+range or a NaN, raise `Fault`.
+"""
+
+from __future__ import annotations
+
+from fastguide.reference.faults import Fault
+from fastguide.reference.masked_keys import masked_keys
+from fastguide.reference.masked_posterior import masked_posterior
+from fastguide.reference.masked_propose import masked_propose
+from fastguide.reference.philox_normal import philox_normal
+from fastguide.reference.philox_uniform import philox_uniform
+from fastguide.reference.select import select
+from fastguide.reference.soft_value import soft_value
+from fastguide.reference.unique_rows import unique_rows
+
+__all__ = [
+    "Fault",
+    "masked_keys",
+    "masked_posterior",
+    "masked_propose",
+    "philox_normal",
+    "philox_uniform",
+    "select",
+    "soft_value",
+    "unique_rows",
+]

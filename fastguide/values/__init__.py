@@ -1,0 +1,5 @@
+"""Soft-value estimators v(x_t): what a partially denoised state will be worth."""
+
+from fastguide.values.posterior import PosteriorMean, PosteriorSamples
+
+__all__ = ["PosteriorMean", "PosteriorSamples"]

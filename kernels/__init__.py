@@ -1,0 +1,1 @@
+"""Kernel launchers: one module per backend. They take checked tensors and touch memory."""
