@@ -66,9 +66,8 @@ def diffusion(**options) -> fg.MaskedDiffusion:
     return fg.MaskedDiffusion(denoiser, LENGTH, 2, **options)
 
 
-def kernel(step: int) -> np.ndarray:
-    """Transition matrix [27, 27] of transition `step`; step == STEPS is the fill."""
-    rho = 1.0 if step == STEPS else RHO[step]
+def kernel(rho: float) -> np.ndarray:
+    """Transition matrix [27, 27] of one step that reveals each masked site with chance rho."""
     matrix = np.zeros((27, 27))
     for s, state in enumerate(STATES):
         for target in itertools.product(range(3), repeat=LENGTH):
@@ -84,7 +83,16 @@ def kernel(step: int) -> np.ndarray:
     return matrix
 
 
-KERNELS = [kernel(step) for step in range(STEPS + 1)]
+def mode_kernel() -> np.ndarray:
+    """Transition matrix [27, 27] of a fill by the most likely token per site."""
+    matrix = np.zeros((27, 27))
+    for s, state in enumerate(STATES):
+        x = (int(PROBS[s, site].argmax()) if a == MASK else a for site, a in enumerate(state))
+        matrix[s, INDEX[tuple(x)]] = 1
+    return matrix
+
+
+KERNELS = [*(kernel(rho) for rho in RHO), kernel(1.0)]
 
 
 def terminal_reward() -> np.ndarray:

@@ -120,21 +120,18 @@ struct PhiloxLanes {
 
 #if FG_LEVEL > 0
 
-FG_LANE PhiloxLanes philox_lanes(Lanes c0, Lanes c1, Lanes c2, Lanes c3, PhiloxKey key) {
+FG_LANE PhiloxLanes philox_lanes(Lanes c0, Lanes c1, Lanes c2, Lanes c3, const RoundKeys& schedule) {
   const Lanes m0 = lanes(PHILOX_M0), m1 = lanes(PHILOX_M1);
-  u32 k0 = key.k0, k1 = key.k1;
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
     const Lanes p0 = multiply(c0, m0);
     const Lanes p1 = multiply(c2, m1);
-    c0 = mix(p1, c1, lanes(k0));
+    c0 = mix(p1, c1, lanes(schedule.k0[round]));
     c1 = p1;
-    c2 = mix(p0, c3, lanes(k1));
+    c2 = mix(p0, c3, lanes(schedule.k1[round]));
     c3 = p0;
-    k0 += PHILOX_W0;
-    k1 += PHILOX_W1;
   }
   return {c0, c1, c2, c3};
 }
@@ -143,7 +140,8 @@ FG_LANE PhiloxLanes philox_lanes(Lanes c0, Lanes c1, Lanes c2, Lanes c3, PhiloxK
 
 // One block after the other: scalar registers hold a block, where eight at once would spill.
 FG_LANE PhiloxLanes philox_lanes(const Lanes& c0, const Lanes& c1, const Lanes& c2, const Lanes& c3,
-                                 PhiloxKey key) {
+                                 const RoundKeys& schedule) {
+  const PhiloxKey key = {static_cast<u32>(schedule.k0[0]), static_cast<u32>(schedule.k1[0])};
   PhiloxLanes out;
   for (int i = 0; i < LANES; ++i) {
     const PhiloxBlock block = philox(static_cast<u32>(c0.v[i]), static_cast<u32>(c1.v[i]),

@@ -11,7 +11,7 @@ class Predictor {
       : logits_(logits),
         states_(states),
         args_(args),
-        key_(philox_key(args.seed)),
+        schedule_(round_keys(philox_key(args.seed))),
         cdf_sites_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
         row_(states.length),
         sites_(states.length + LANES),
@@ -69,7 +69,7 @@ class Predictor {
     const StateCounter state = state_counter(static_cast<u64>(args_.keys[2 * n]), args_.purpose);
     for (i64 j = 0; j < count; j += LANES) {
       const PhiloxLanes block = philox_lanes(load_words(sites_.data() + b + j), lanes(s),
-                                             lanes(state.c2), lanes(state.c3), key_);
+                                             lanes(state.c2), lanes(state.c3), schedule_);
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
@@ -85,7 +85,7 @@ class Predictor {
   const Logits<T>& logits_;
   const States& states_;
   const PosteriorArgs& args_;
-  const PhiloxKey key_;
+  const RoundKeys schedule_;
   const i64 cdf_sites_;
 
   // Scratch, reused from row to row.

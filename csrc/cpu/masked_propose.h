@@ -25,7 +25,7 @@ class Proposer {
       : logits_(logits),
         states_(states),
         args_(args),
-        key_(philox_key(args.seed)),
+        schedule_(round_keys(philox_key(args.seed))),
         threshold_(reveal_threshold(args.rho)),
         capacity_(LANES * args.num_candidates > MIN_BATCH ? LANES * args.num_candidates : MIN_BATCH),
         cdf_slots_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
@@ -86,7 +86,7 @@ class Proposer {
     const Lanes c3 = lanes(args_.step << 8 | REVEAL);
     u32 any = 0;
     for (i64 group = first_ / 4; group * 4 < first_ + num_candidates; ++group) {
-      const PhiloxLanes block = philox_lanes(site, lanes(static_cast<u64>(group)), chain, c3, key_);
+      const PhiloxLanes block = philox_lanes(site, lanes(static_cast<u64>(group)), chain, c3, schedule_);
       const u32 below[4] = {
           lanes_below(block.w0, threshold_) & in_row, lanes_below(block.w1, threshold_) & in_row,
           lanes_below(block.w2, threshold_) & in_row, lanes_below(block.w3, threshold_) & in_row};
@@ -140,7 +140,7 @@ class Proposer {
       for (int i = 0; i < LANES; ++i)
         id[i] = static_cast<u32>(first_) + reveals_.candidate[static_cast<size_t>(e + i)];
       const PhiloxLanes block =
-          philox_lanes(load_words(reveals_.site.data() + e), load_words(id), chain, c3, key_);
+          philox_lanes(load_words(reveals_.site.data() + e), load_words(id), chain, c3, schedule_);
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
@@ -174,7 +174,7 @@ class Proposer {
   const Logits<T>& logits_;
   const States& states_;
   const ProposeArgs& args_;
-  const PhiloxKey key_;
+  const RoundKeys schedule_;
   const u64 threshold_;
   const i64 capacity_, cdf_slots_;
 

@@ -3,10 +3,10 @@ namespace fastguide {
 namespace FG_NAMESPACE {
 
 // Elements 4b, ..., 4b + 31 of the LANES blocks from b on.
-FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3, PhiloxKey key,
+FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3, const RoundKeys& schedule,
                           double* z) {
   const PhiloxLanes block =
-      philox_lanes(count_from(first_block), lanes(candidate), lanes(chain), lanes(c3), key);
+      philox_lanes(count_from(first_block), lanes(candidate), lanes(chain), lanes(c3), schedule);
   u64 w0[LANES], w1[LANES], w2[LANES], w3[LANES];
   store_words(block.w0, w0);
   store_words(block.w1, w1);
@@ -29,7 +29,7 @@ FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3, Phi
 
 template <class T>
 FG_TARGET Fault normal_rows(const PhiloxArgs& args, T* out, i64 begin, i64 end) {
-  const PhiloxKey key = philox_key(args.seed);
+  const RoundKeys schedule = round_keys(philox_key(args.seed));
   for (i64 n = begin; n < end; ++n) {
     Fault fault;
     if (!check_ids(args, n, &fault)) return fault;
@@ -39,7 +39,7 @@ FG_TARGET Fault normal_rows(const PhiloxArgs& args, T* out, i64 begin, i64 end) 
       for (i64 e = 0; e < args.num_elements; e += 4 * LANES) {
         double z[4 * LANES];
         normal_lanes(static_cast<u64>(e / 4), static_cast<u64>(first + k),
-                     static_cast<u64>(args.chains[n]), args.c3, key, z);
+                     static_cast<u64>(args.chains[n]), args.c3, schedule, z);
         const i64 left = args.num_elements - e;
         const i64 count = left < 4 * LANES ? left : 4 * LANES;
         for (i64 i = 0; i < count; ++i) row[e + i] = static_cast<T>(z[i]);

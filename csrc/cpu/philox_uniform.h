@@ -3,7 +3,7 @@ namespace fastguide {
 namespace FG_NAMESPACE {
 
 FG_TARGET Fault uniform_rows(const PhiloxArgs& args, double* out, i64 begin, i64 end) {
-  const PhiloxKey key = philox_key(args.seed);
+  const RoundKeys schedule = round_keys(philox_key(args.seed));
   for (i64 n = begin; n < end; ++n) {
     Fault fault;
     if (!check_ids(args, n, &fault)) return fault;
@@ -13,7 +13,7 @@ FG_TARGET Fault uniform_rows(const PhiloxArgs& args, double* out, i64 begin, i64
       for (i64 e = 0; e < args.num_elements; e += LANES) {
         const PhiloxLanes block =
             philox_lanes(count_from(static_cast<u64>(e)), lanes(static_cast<u64>(first + k)),
-                         lanes(static_cast<u64>(args.chains[n])), lanes(args.c3), key);
+                         lanes(static_cast<u64>(args.chains[n])), lanes(args.c3), schedule);
         u64 w0[LANES], w1[LANES];
         store_words(block.w0, w0);
         store_words(block.w1, w1);

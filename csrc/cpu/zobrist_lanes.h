@@ -5,7 +5,7 @@ namespace FG_NAMESPACE {
 FG_LANE void zobrist_lanes(const Lanes& site, const Lanes& token_low, const Lanes& token_high,
                            Key128* words) {
   const PhiloxLanes block =
-      philox_lanes(site, token_low, token_high, lanes(ZOBRIST_C3), ZOBRIST_KEY);
+      philox_lanes(site, token_low, token_high, lanes(ZOBRIST_C3), ZOBRIST_SCHEDULE);
   u64 w0[LANES], w1[LANES], w2[LANES], w3[LANES];
   store_words(block.w0, w0);
   store_words(block.w1, w1);

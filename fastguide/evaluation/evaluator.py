@@ -174,15 +174,17 @@ class Evaluator:
 
     def values(self, value: Value | Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """Values [R] float64 of candidates at `step.next_time`; -inf where rejected as invalid."""
-        if hasattr(value, "evaluate"):
-            if value.needs_denoiser:
-                self.denoise(rows, step.next_time, step.index)
-            values = value.evaluate(self, rows, step)
-        else:
-            values = self.score_states(value, rows, step)
-        if self._bad_slots:
-            bad = [slot in self._bad_slots for slot in rows.slot.tolist()]
-            values = values.masked_fill(torch.tensor(bad, device=values.device), float("-inf"))
+        if not hasattr(value, "evaluate"):
+            return self.score_states(value, rows, step)
+        if value.needs_denoiser:
+            self.denoise(rows, step.next_time, step.index)
+        if not self._bad_slots:
+            return value.evaluate(self, rows, step)
+        usable = torch.tensor(
+            [slot not in self._bad_slots for slot in rows.slot.tolist()], device=rows.slot.device
+        )
+        values = torch.full_like(rows.value, float("-inf"))
+        values[usable] = value.evaluate(self, rows.take(usable.nonzero()[:, 0]), step)
         return values
 
     def reuses(self, value: Value | Callable[..., Any]) -> bool:

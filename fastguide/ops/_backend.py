@@ -106,12 +106,10 @@ def native() -> ModuleType:
     if _native is None:
         try:
             _native = importlib.import_module("fastguide.kernels.cpu")
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("fastguide."):
-                raise
+        except ImportError as error:
             raise BackendError(
-                f"the native extension fastguide._C is missing ({error.name} cannot be imported): "
-                f"{BUILD_FIX}; plain PyTorch serves after fastguide.ops.use_backend('reference')"
+                f"the native extension fastguide._C is missing or broken ({error}): {BUILD_FIX}; "
+                "plain PyTorch serves after fastguide.ops.use_backend('reference')"
             ) from error
     return _native
 

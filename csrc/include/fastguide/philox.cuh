@@ -16,12 +16,28 @@ struct PhiloxKey {
   u32 k0, k1;
 };
 
+// The keys of all rounds, for loops that draw many blocks with one key.
+struct RoundKeys {
+  u64 k0[PHILOX_ROUNDS], k1[PHILOX_ROUNDS];
+};
+
 struct PhiloxBlock {
   u32 w0, w1, w2, w3;
 };
 
 FG_HD PhiloxKey philox_key(u64 seed) {
   return {static_cast<u32>(seed), static_cast<u32>(seed >> 32)};
+}
+
+FG_HD constexpr RoundKeys round_keys(PhiloxKey key) {
+  RoundKeys keys = {};
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    keys.k0[round] = key.k0;
+    keys.k1[round] = key.k1;
+    key.k0 += PHILOX_W0;
+    key.k1 += PHILOX_W1;
+  }
+  return keys;
 }
 
 FG_HD PhiloxBlock philox(u32 c0, u32 c1, u32 c2, u32 c3, PhiloxKey key) {
