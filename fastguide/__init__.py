@@ -1,10 +1,10 @@
 """Reward-guided diffusion sampling with compiled kernels.
 
-    import fastguide as fg
+import fastguide as fg
 
-    task = fg.zoo.load("utr")
-    sampler = fg.SVDD(task.diffusion, task.reward, num_candidates=10, alpha=0.1)
-    result = sampler.sample(64, num_steps=128, seed=0)
+task = fg.zoo.load("utr")
+sampler = fg.SVDD(task.diffusion, task.reward, num_candidates=10, alpha=0.1)
+result = sampler.sample(64, num_steps=128, seed=0)
 """
 
 from fastguide import diffusion, engine, evaluation, ops, result, samplers, values

@@ -244,7 +244,7 @@ class Run:
                 )
         evaluator.cost.candidate_rows += len(batch)
         candidates = self._candidates(rows, batch, changed, step)
-        inherited = candidates.slot
+        inherited = candidates.slot.clone()
         if step.clean and policy.reward is not None:
             candidates.value = evaluator.reward(
                 policy.reward, candidates.batch.x, candidates, step.index
@@ -281,9 +281,7 @@ class Run:
         number = number + torch.arange(count, device=parent.device).repeat(len(rows))
         return Rows(batch, rows.chain[parent], number, rows.cond_row[parent], slot, value)
 
-    def _select(
-        self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]
-    ) -> Tensor:
+    def _select(self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]) -> Tensor:
         values = candidates.value.view(len(rows), -1)
         selection = Selection(step, self._plan.seed, rows.chain, rows.candidate, values)
         with self._evaluator.cost.timed("kernels"):

@@ -56,7 +56,9 @@ def check_step(step: int) -> int:
     return int(step)
 
 
-def chain_ids(num_chains: int, first_chain: int = 0, device: torch.device | None = None) -> torch.Tensor:
+def chain_ids(
+    num_chains: int, first_chain: int = 0, device: torch.device | None = None
+) -> torch.Tensor:
     """Global chain ids first_chain, ..., first_chain + num_chains - 1 as [N] int64.
 
     Raises:

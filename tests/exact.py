@@ -123,9 +123,7 @@ def mode_values() -> list[np.ndarray]:
     """Posterior-mean values: the reward of each state with its masks filled by the mode."""
     filled = np.zeros(27)
     for s, state in enumerate(STATES):
-        x = tuple(
-            int(PROBS[s, site].argmax()) if a == MASK else a for site, a in enumerate(state)
-        )
+        x = tuple(int(PROBS[s, site].argmax()) if a == MASK else a for site, a in enumerate(state))
         filled[s] = REWARD[CLEAN.index(x)]
     return [filled] * (STEPS + 1) + [terminal_reward()]
 

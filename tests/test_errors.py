@@ -95,9 +95,7 @@ def test_rejected_candidates_are_never_chosen():
     def reward(x):
         return exact.reward(x).masked_fill(x[:, 0] == 1, torch.nan)
 
-    sampler = fg.SVDD(
-        exact.diffusion(), reward, num_candidates=20, alpha=0.5, on_invalid="reject"
-    )
+    sampler = fg.SVDD(exact.diffusion(), reward, num_candidates=20, alpha=0.5, on_invalid="reject")
     result = run(sampler, 500)
     assert bool((result.samples[:, 0] == 0).all())
     assert bool(result.rewards.isfinite().all())
@@ -135,9 +133,7 @@ def test_rejected_denoiser_outputs_are_avoided():
         return logits
 
     diffusion = fg.MaskedDiffusion(denoiser, 3, 2)
-    sampler = fg.SVDD(
-        diffusion, exact.reward, num_candidates=20, alpha=0.5, on_invalid="reject"
-    )
+    sampler = fg.SVDD(diffusion, exact.reward, num_candidates=20, alpha=0.5, on_invalid="reject")
 
     def watch(step, state):
         unusable = (state.x[:, 0] == 1) & (state.x == 2).any(1)
@@ -291,7 +287,7 @@ def test_tampered_checkpoint(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ArgumentError, match="checkpoint=.* cannot be written"):
+    with pytest.raises(ArgumentError, match=r"checkpoint=.* cannot be written"):
         run(with_reward(exact.reward), checkpoint=tmp_path / "file" / "sub")
     result = run(with_reward(exact.reward))
     with pytest.raises(ArgumentError, match="cannot be written"):

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "bit_lists.h"
 #include "parallel.h"
 
 #define FG_BODY "masked_posterior.h"

@@ -13,7 +13,7 @@ class Predictor {
         args_(args),
         schedule_(round_keys(philox_key(args.seed))),
         cdf_sites_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
-        row_(states.length),
+        row_(states.length + LANES),
         sites_(states.length + LANES),
         cdf_(args.num_samples > 0 ? cdf_sites_ * logits.vocab_size : 0),
         last_(cdf_sites_) {}
@@ -89,7 +89,7 @@ class Predictor {
   const i64 cdf_sites_;
 
   // Scratch, reused from row to row.
-  std::vector<i64> row_;     // [L]
+  std::vector<i64> row_;     // [L], and room for LANES more
   std::vector<u32> sites_;   // the masked sites
   std::vector<double> cdf_;  // [cdf_sites, V]
   std::vector<i64> last_;    // [cdf_sites]

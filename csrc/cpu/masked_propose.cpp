@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "bit_lists.h"
 #include "parallel.h"
 #include "philox_ids.h"
 

@@ -9,12 +9,13 @@
 namespace fastguide {
 namespace FG_NAMESPACE {
 
-// Reveals of one chain that wait for their tokens. `slot` numbers the distinct sites among them.
+// Reveals of one chain that wait for their tokens: site and candidate id of each, and `slot`, the
+// number of its site among the distinct ones, which `slot_site` lists.
 struct Reveals {
   explicit Reveals(i64 capacity)
-      : site(capacity + LANES), candidate(capacity + LANES), slot(capacity), slot_site(capacity + LANES) {}
+      : site(capacity + LANES), id(capacity + LANES), slot(capacity + LANES), slot_site(capacity + LANES) {}
 
-  std::vector<u32> site, candidate, slot, slot_site;
+  std::vector<u32> site, id, slot, slot_site;
   i64 count = 0, num_slots = 0;
 };
 
@@ -29,7 +30,7 @@ class Proposer {
         threshold_(reveal_threshold(args.rho)),
         capacity_(LANES * args.num_candidates > MIN_BATCH ? LANES * args.num_candidates : MIN_BATCH),
         cdf_slots_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
-        row_(states.length),
+        row_(states.length + LANES),
         sites_(states.length + LANES),
         masks_(args.num_candidates),
         reveals_(capacity_),
@@ -97,18 +98,23 @@ class Proposer {
         any |= below[word];
       }
     }
-    for (i64 lane = 0; any >> lane; ++lane) {
-      if (!(any >> lane & 1)) continue;
+    // Appends without branching on each candidate: written always, counted if revealed.
+    u32* const waiting_site = reveals_.site.data();
+    u32* const waiting_id = reveals_.id.data();
+    u32* const waiting_slot = reveals_.slot.data();
+    i64 count = reveals_.count;
+    for (int i = 0; i < SET_BITS.count[any]; ++i) {
+      const u32 lane = SET_BITS.bytes[any][i];
       const u32 revealed = sites_[static_cast<size_t>(b + lane)];
       for (i64 k = 0; k < num_candidates; ++k) {
-        if (!(masks_[static_cast<size_t>(k)] >> lane & 1)) continue;
-        const size_t e = static_cast<size_t>(reveals_.count++);
-        reveals_.site[e] = revealed;
-        reveals_.candidate[e] = static_cast<u32>(k);
-        reveals_.slot[e] = static_cast<u32>(reveals_.num_slots);
+        waiting_site[count] = revealed;
+        waiting_id[count] = static_cast<u32>(first_ + k);
+        waiting_slot[count] = static_cast<u32>(reveals_.num_slots);
+        count += masks_[static_cast<size_t>(k)] >> lane & 1;
       }
       reveals_.slot_site[static_cast<size_t>(reveals_.num_slots++)] = revealed;
     }
+    reveals_.count = count;
   }
 
   // Draws the tokens of the waiting reveals and writes them with their keys.
@@ -136,11 +142,8 @@ class Proposer {
   FG_TARGET void draw_uniforms() {
     const Lanes chain = lanes(static_cast<u64>(chain_)), c3 = lanes(args_.step << 8 | TOKEN);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
-      u32 id[LANES];
-      for (int i = 0; i < LANES; ++i)
-        id[i] = static_cast<u32>(first_) + reveals_.candidate[static_cast<size_t>(e + i)];
-      const PhiloxLanes block =
-          philox_lanes(load_words(reveals_.site.data() + e), load_words(id), chain, c3, schedule_);
+      const PhiloxLanes block = philox_lanes(load_words(reveals_.site.data() + e),
+                                             load_words(reveals_.id.data() + e), chain, c3, schedule_);
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
@@ -152,16 +155,17 @@ class Proposer {
     const u64 mask = static_cast<u64>(states_.mask_token);
     const Lanes mask_low = lanes(mask & 0xFFFFFFFFu), mask_high = lanes(mask >> 32);
     for (i64 j = 0; j < reveals_.num_slots; j += LANES)
-      zobrist_lanes(load_words(reveals_.slot_site.data() + j), mask_low, mask_high,
-                    mask_words_.data() + j);
+      store_keys(zobrist_lanes(load_words(reveals_.slot_site.data() + j), mask_low, mask_high),
+                 mask_words_.data() + j);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
       Key128 words[LANES];
-      zobrist_lanes(load_words(reveals_.site.data() + e), load_words(token_.data() + e), lanes(0),
-                    words);
+      store_keys(zobrist_lanes(load_words(reveals_.site.data() + e),
+                               load_words(token_.data() + e), lanes(0)),
+                 words);
       const i64 left = reveals_.count - e;
       for (i64 i = 0; i < (left < LANES ? left : LANES); ++i) {
         const size_t at = static_cast<size_t>(e + i);
-        const i64 k = reveals_.candidate[at];
+        const i64 k = reveals_.id[at] - first_;
         const Key128 change = words[i] ^ mask_words_[reveals_.slot[at]];
         tokens_[k * states_.length + reveals_.site[at]] = token_[at];
         keys_[2 * k] ^= static_cast<i64>(change.low);
@@ -186,7 +190,7 @@ class Proposer {
   i32* changed_ = nullptr;
 
   // Scratch, reused from chain to chain.
-  std::vector<i64> row_;        // [L]
+  std::vector<i64> row_;        // [L], and room for LANES more
   std::vector<u32> sites_;      // the masked sites
   std::vector<u32> masks_;      // [K], bit i: reveals lane i of the block
   Reveals reveals_;

@@ -2,8 +2,50 @@
 namespace fastguide {
 namespace FG_NAMESPACE {
 
-// Copies row n of the states to `row` [L], lists its masked sites in `sites`, and returns their
-// number; -1 and a fault if a token is neither the mask nor in [0, V).
+// Lists in `sites` where row [L] holds the mask, and returns how many there are; `bad` is set if
+// another entry is no token in [0, V). `row` and `sites` have room for LANES more entries.
+#if FG_LEVEL > 0
+
+FG_LANE i64 list_masked(const i64* row, i64 length, i64 mask, i64 vocab_size, u32* sites,
+                        bool* bad) {
+  i64 count = 0;
+  u32 wrong = 0;
+  for (i64 l = 0; l < length; l += LANES) {
+    const u32 valid = length - l < LANES ? (1u << (length - l)) - 1 : 0xFFu;
+    u32 is_mask, is_token;
+    classify_tokens(row + l, mask, vocab_size, &is_mask, &is_token);
+    is_mask &= valid;
+    wrong |= valid & ~(is_mask | is_token);
+    const __m128i offsets = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(SET_BITS.bytes[is_mask]));
+    const __m256i listed =
+        _mm256_add_epi32(_mm256_cvtepu8_epi32(offsets), _mm256_set1_epi32(static_cast<int>(l)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(sites + count), listed);
+    count += SET_BITS.count[is_mask];
+  }
+  *bad = wrong != 0;
+  return count;
+}
+
+#else
+
+FG_LANE i64 list_masked(const i64* row, i64 length, i64 mask, i64 vocab_size, u32* sites,
+                        bool* bad) {
+  i64 count = 0;
+  for (i64 l = 0; l < length; ++l) {
+    sites[count] = static_cast<u32>(l);
+    count += row[l] == mask;
+  }
+  bool wrong = false;
+  for (i64 l = 0; l < length; ++l)
+    wrong |= (row[l] != mask) & ((row[l] < 0) | (row[l] >= vocab_size));
+  *bad = wrong;
+  return count;
+}
+
+#endif
+
+// Copies row n of the states to `row`, lists its masked sites in `sites`, and returns their number;
+// -1 and a fault if a token is neither the mask nor in [0, V).
 FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32* sites,
                      Fault* fault) {
   const i64* x = states.x + n * states.row_stride;
@@ -13,14 +55,8 @@ FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32*
   } else {
     for (i64 l = 0; l < states.length; ++l) row[l] = x[l * states.site_stride];
   }
-  i64 count = 0;
-  for (i64 l = 0; l < states.length; ++l) {
-    sites[count] = static_cast<u32>(l);
-    count += row[l] == mask;
-  }
-  bool bad = false;
-  for (i64 l = 0; l < states.length; ++l)
-    bad |= (row[l] != mask) & ((row[l] < 0) | (row[l] >= vocab_size));
+  bool bad;
+  const i64 count = list_masked(row, states.length, mask, vocab_size, sites, &bad);
   if (!bad) return count;
   for (i64 l = 0; l < states.length; ++l) {
     if (row[l] == mask || (row[l] >= 0 && row[l] < vocab_size)) continue;

@@ -2,27 +2,29 @@
 namespace fastguide {
 namespace FG_NAMESPACE {
 
+// `normal_pair` of eight pairs of words, in loops that vectorise.
+FG_LANE void normal_pairs(const Lanes& w_a, const Lanes& w_b, double* first, double* second) {
+  u64 a[LANES], b[LANES];
+  store_words(w_a, a);
+  store_words(w_b, b);
+  double radius[LANES];
+  for (int i = 0; i < LANES; ++i) radius[i] = radius_squared(a[i]);
+  square_roots(radius);
+  for (int i = 0; i < LANES; ++i) {
+    const UnitVector direction = turn(b[i]);
+    first[i] = radius[i] * direction.cos;
+    second[i] = radius[i] * direction.sin;
+  }
+}
+
 // Elements 4b, ..., 4b + 31 of the LANES blocks from b on.
-FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3, const RoundKeys& schedule,
-                          double* z) {
+FG_LANE void normal_lanes(u64 first_block, u64 candidate, u64 chain, u32 c3,
+                          const RoundKeys& schedule, double* z) {
   const PhiloxLanes block =
       philox_lanes(count_from(first_block), lanes(candidate), lanes(chain), lanes(c3), schedule);
-  u64 w0[LANES], w1[LANES], w2[LANES], w3[LANES];
-  store_words(block.w0, w0);
-  store_words(block.w1, w1);
-  store_words(block.w2, w2);
-  store_words(block.w3, w3);
   double planes[4][LANES];
-  for (int i = 0; i < LANES; ++i) {
-    const NormalPair pair = box_muller(w0[i], w1[i]);
-    planes[0][i] = pair.first;
-    planes[1][i] = pair.second;
-  }
-  for (int i = 0; i < LANES; ++i) {
-    const NormalPair pair = box_muller(w2[i], w3[i]);
-    planes[2][i] = pair.first;
-    planes[3][i] = pair.second;
-  }
+  normal_pairs(block.w0, block.w1, planes[0], planes[1]);
+  normal_pairs(block.w2, block.w3, planes[2], planes[3]);
   for (int i = 0; i < LANES; ++i)
     for (int j = 0; j < 4; ++j) z[4 * i + j] = planes[j][i];
 }

@@ -204,9 +204,7 @@ class Evaluator:
         )
         return self.fill_values(
             rows,
-            lambda unknown: scorer.score(
-                unknown.batch.x, unknown, step.index, time=step.next_time
-            ),
+            lambda unknown: scorer.score(unknown.batch.x, unknown, step.index, time=step.next_time),
         )
 
     def fill_values(

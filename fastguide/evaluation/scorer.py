@@ -13,7 +13,7 @@ from fastguide import ops
 from fastguide.errors import DtypeError, NonFiniteError, ShapeError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.cost import Cost
-from fastguide.evaluation.rows import Rows, row_bytes
+from fastguide.evaluation.rows import Rows, mix_tag, row_bytes
 
 Tensor = torch.Tensor
 
@@ -84,8 +84,12 @@ class Scorer:
         discrete = not identity.is_floating_point()
         if self._merge and discrete:
             with self._cost.timed("kernels"):
-                tagged = torch.cat([identity, tag[:, None]], dim=1) if self._cond else identity
-                kept, inverse, count = ops.unique_rows(tagged)
+                keys = rows.batch.keys if identity is rows.batch.x else None
+                tagged = identity
+                if self._cond:
+                    tagged = torch.cat([identity, tag[:, None]], dim=1)
+                    keys = None if keys is None else mix_tag(keys, tag)
+                kept, inverse, count = ops.unique_rows(tagged, keys)
                 first = kept[: int(count)]
         scores = torch.empty(first.shape[0], dtype=torch.float64, device=samples.device)
         missing = list(range(first.shape[0]))
@@ -100,7 +104,9 @@ class Scorer:
             fresh = self._call(samples[first[index]], tag[first[index]], time)
             scores[index] = fresh
             if names:
-                self._known.update(zip((names[row] for row in missing), fresh.tolist(), strict=True))
+                self._known.update(
+                    zip((names[row] for row in missing), fresh.tolist(), strict=True)
+                )
                 self._shrink(len(names[0]))
         self._check_finite(scores, first // copies, rows, step)
         return scores[inverse]

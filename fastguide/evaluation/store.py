@@ -81,7 +81,9 @@ class OutputStore:
         """Enlarge by at least `least` rows; double while that stays inside the capacity."""
         size = self.buffer.shape[0]
         extra = max(least, min(size, room))
-        grown = torch.empty((size + extra, *self._shape), dtype=self.buffer.dtype, device=self._device)
+        grown = torch.empty(
+            (size + extra, *self._shape), dtype=self.buffer.dtype, device=self._device
+        )
         grown[:size] = self.buffer
         self.buffer = grown
         self._free.extend(range(size + extra - 1, size - 1, -1))

@@ -53,14 +53,16 @@ class MaskedDenoiser(nn.Module):
         return self._logits(self.embed(x))
 
     def soft(self, onehot: Tensor, t: Tensor) -> Tensor:
-        """Logits [B, L, V] of relaxed tokens [B, L, V + 1] float; equal to `forward` at one-hot rows.
+        """Logits [B, L, V] of relaxed tokens [B, L, V + 1] float; t [B] is ignored.
 
-        Differentiable in `onehot`.
+        Equal to `forward` where rows are one-hot; differentiable in `onehot`.
         """
         return self._logits(onehot.to(self.embed.weight.dtype) @ self.embed.weight)
 
     def _logits(self, embedded: Tensor) -> Tensor:
-        return self.head(self.blocks(embedded.transpose(1, 2) + self.position)).transpose(1, 2)
+        x = self.blocks(embedded.transpose(1, 2) + self.position)
+        logits: Tensor = self.head(x).transpose(1, 2)
+        return logits
 
 
 class _Block(nn.Module):
@@ -73,8 +75,9 @@ class _Block(nn.Module):
         self.mix = ConvNorm(channels, channels, kernel_size, dilation, batch_norm=batch_norm)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Conv1d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(self.dropout(self.mix(x).relu()))
+        change: Tensor = self.out(self.dropout(self.mix(x).relu()))
+        return x + change

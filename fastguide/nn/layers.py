@@ -37,20 +37,56 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised convolution of x."""
-        return self.norm(self.conv(x))
+        out: Tensor = self.norm(self.conv(x))
+        return out
 
 
+class NormDense(nn.Module):
+    """Batch normalisation while training, dropout, a dense layer.
+
+    Args:
+        in_features, out_features: sizes.   dropout: rate while training.
+        batch_norm: False for a model whose normalisation is already part of its weights.
+
+    [B, in_features] -> [B, out_features].
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, dropout: float, *, batch_norm: bool
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_features) if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dense layer of normalised x."""
+        out: Tensor = self.dense(self.dropout(self.norm(x)))
+        return out
+
+
+@torch.no_grad()
 def fuse_norms(model: nn.Module) -> nn.Module:
-    """Move every batch normalisation of `model`, in place, into the convolution before it.
+    """Move every batch normalisation of `model`, in place, into the layer beside it.
 
     The result computes the same function in eval mode, and cannot be trained as before. Returns
     the model.
     """
     model.eval()
     for layer in model.modules():
-        if isinstance(layer, ConvNorm) and isinstance(layer.norm, nn.BatchNorm1d):
-            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
-            layer.norm = nn.Identity()
+        norm = getattr(layer, "norm", None)
+        if not isinstance(norm, nn.BatchNorm1d):
+            continue
+        if isinstance(layer, ConvNorm):
+            layer.conv = fuse_conv_bn_eval(layer.conv, norm)
+        elif isinstance(layer, NormDense):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            shift = norm.bias - norm.running_mean * scale
+            layer.dense.bias.add_(layer.dense.weight @ shift)
+            layer.dense.weight.mul_(scale)
+        layer.norm = nn.Identity()
     return model
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fastguide.nn.layers import ConvNorm
+from fastguide.nn.layers import ConvNorm, NormDense
 
 Tensor = torch.Tensor
 
@@ -22,7 +22,7 @@ class SequenceRegressor(nn.Module):
         dilations: one residual convolution each. A dilation of 3 steps from codon to codon.
         features: channels whose weighted sums over sites the dense layer reads.
         sums: weighted sums per feature; the first three start as the three reading frames.
-        hidden: width of the dense layer.   dropout: rate of the dense layer.
+        hidden: width of the dense layer.   dropout: rate before and after the dense layer.
         conv_dropout: rate of the convolutions.
         batch_norm: True to train; False for weights whose normalisation was fused.
 
@@ -54,10 +54,9 @@ class SequenceRegressor(nn.Module):
         )
         self.project = ConvNorm(channels, features, 1, batch_norm=batch_norm)
         self.pool = nn.Parameter(_frame_sums(features, sums, length))
-        self.pool_norm = nn.BatchNorm1d(features * sums) if batch_norm else nn.Identity()
-        self.dense = nn.Linear(features * sums, hidden)
-        self.head = nn.Linear(hidden, num_heads)
+        self.dense = NormDense(features * sums, hidden, dropout, batch_norm=batch_norm)
         self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, num_heads)
         self.conv_dropout = nn.Dropout(conv_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,5 +66,43 @@ class SequenceRegressor(nn.Module):
             x = x + self.conv_dropout(conv(x).relu())
         x = self.project(x).relu()
         pooled = torch.einsum("bfl,fsl->bfs", x, self.pool).flatten(1)
-        hidden = self.dense(self.pool_norm(pooled)).relu()
-        return self.head(self.dropout(hidden))
+        out: Tensor = self.head(self.dropout(self.dense(pooled).relu()))
+        return out
+
+
+class Ensemble(nn.Module):
+    """Mean of the members' heads, put back into the units of the measurements.
+
+    Args:
+        members: networks [B, L, V] -> [B, H] that predict standardised targets.
+        centre, scale: [H] mean and standard deviation of each head's training targets.
+
+    [B, L, V] float -> [B, H] float32.
+    """
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, members: Sequence[nn.Module], centre: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.register_buffer("centre", centre.float())
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [B, H] of rows x [B, L, V] float, in the units of the measurements."""
+        mean = torch.stack([member(x) for member in self.members]).mean(dim=0)
+        out: Tensor = self.centre + self.scale * mean
+        return out
+
+
+def _frame_sums(features: int, sums: int, length: int) -> Tensor:
+    """Weights [features, sums, length]: the sums of each reading frame, then random directions.
+
+    Frames are counted from the last site, where translation starts.
+    """
+    weights = torch.randn(features, sums, length) / length**0.5
+    site = torch.arange(length)
+    for frame in range(min(sums, 3)):
+        weights[:, frame] = ((length - 1 - site) % 3 == frame).float() / (length / 3) ** 0.5
+    return weights

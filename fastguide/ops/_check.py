@@ -43,14 +43,15 @@ def at_least(name: str, value: int, least: int) -> None:
 
 def shape(name: str, tensor: torch.Tensor, due: Sequence[int | None], letters: str) -> None:
     """`tensor` has the shape `due` (None: any size); `letters` names it, for example "[N, L]"."""
-    ok = tensor.dim() == len(due) and all(
-        d is None or s == d for s, d in zip(tensor.shape, due, strict=True)
-    )
-    if not ok:
-        sizes = ", ".join("any" if d is None else str(d) for d in due)
-        raise ShapeError(
-            f"{name} must have shape {letters} = [{sizes}], got {list(tensor.shape)}"
-        )
+    got = tensor.shape
+    if len(got) == len(due):
+        for size, wanted in zip(got, due, strict=True):
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    sizes = ", ".join("any" if d is None else str(d) for d in due)
+    raise ShapeError(f"{name} must have shape {letters} = [{sizes}], got {list(got)}")
 
 
 def dtype(name: str, tensor: torch.Tensor, due: Sequence[torch.dtype]) -> None:
@@ -82,8 +83,9 @@ def integers(
 
 def same_device(op: str, first: torch.Tensor, **others: torch.Tensor | None) -> None:
     """All tensors live on one device."""
+    device = first.device
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != first.device:
+        if tensor is not None and tensor.device != device:
             raise ArgumentError(
                 f"{op}: {name} is on {tensor.device} but the first input is on {first.device}; "
                 "move them to one device"
@@ -101,12 +103,16 @@ def no_gradient(op: str, **tensors: torch.Tensor | None) -> None:
 
 
 def output(
-    name: str, tensor: torch.Tensor, due: Sequence[int], due_dtype: torch.dtype, like: torch.Tensor
+    name: str,
+    tensor: torch.Tensor,
+    due: tuple[int, ...],
+    due_dtype: torch.dtype,
+    like: torch.Tensor,
 ) -> None:
     """An `out=` tensor that a kernel may write: exact shape, dtype, device, contiguous."""
     if tensor.dtype != due_dtype:
         raise DtypeError(f"out: {name} must be {due_dtype}, got {tensor.dtype}")
-    if list(tensor.shape) != list(due):
+    if tensor.shape != due:
         raise ShapeError(f"out: {name} must have shape {list(due)}, got {list(tensor.shape)}")
     if not tensor.is_contiguous():
         raise ArgumentError(f"out: {name} must be contiguous, got strides {tensor.stride()}")

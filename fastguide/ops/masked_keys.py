@@ -37,7 +37,7 @@ def masked_keys(x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Te
 def _run(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     _check.dtype("x", x, (torch.int64,))
     _check.shape("x", x, [None, None], "[R, L]")
-    due = [x.shape[0], 2]
+    due = (x.shape[0], 2)
     if out is None:
         out = torch.empty(due, dtype=torch.int64, device=x.device)
     else:

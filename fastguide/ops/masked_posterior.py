@@ -96,7 +96,7 @@ def _run(
             f"keys is needed for num_samples={num_samples} (draws are keyed by the state); "
             "pass fastguide.ops.masked_keys(x)"
         )
-    due = [num_rows, length] if num_samples == 0 else [num_rows, num_samples, length]
+    due = (num_rows, length) if num_samples == 0 else (num_rows, num_samples, length)
     if out is None:
         out = torch.empty(due, dtype=torch.int64, device=x.device)
     else:

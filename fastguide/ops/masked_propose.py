@@ -124,16 +124,16 @@ def _run(
         )
     _check.counter(step, Purpose.REVEAL)
 
-    due = [num_rows, num_candidates]
+    due = (num_rows, num_candidates)
     if out is None:
         device = x.device
-        tokens = torch.empty([*due, length], dtype=torch.int64, device=device)
-        new_keys = torch.empty([*due, 2], dtype=torch.int64, device=device)
+        tokens = torch.empty((*due, length), dtype=torch.int64, device=device)
+        new_keys = torch.empty((*due, 2), dtype=torch.int64, device=device)
         changed = torch.empty(due, dtype=torch.int32, device=device)
     else:
         tokens, new_keys, changed = out
-        _check.output("tokens", tokens, [*due, length], torch.int64, x)
-        _check.output("keys", new_keys, [*due, 2], torch.int64, x)
+        _check.output("tokens", tokens, (*due, length), torch.int64, x)
+        _check.output("keys", new_keys, (*due, 2), torch.int64, x)
         _check.output("changed", changed, due, torch.int32, x)
 
     seed = _check.unsigned_seed(seed)

@@ -67,7 +67,7 @@ def _run(
     num_chains = len(chains)
     first_candidate = _check.integers("first_candidate", first_candidate, [num_chains], "[N]")
     _check.same_device(OP, chains, first_candidate=first_candidate)
-    due = [num_chains, num_candidates, num_elements]
+    due = (num_chains, num_candidates, num_elements)
     if out is None:
         out = torch.empty(due, dtype=torch.float64, device=chains.device)
     else:

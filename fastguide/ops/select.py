@@ -130,22 +130,22 @@ def _run(
         index = torch.empty(num_rows, dtype=torch.int64, device=values.device)
         lme = torch.empty(num_rows, dtype=torch.float64, device=values.device)
         gathered = tuple(
-            torch.empty([num_rows, *inner], dtype=tensor.dtype, device=values.device)
+            torch.empty((num_rows, *inner), dtype=tensor.dtype, device=values.device)
             for tensor, _, inner in items
         )
         result = Selection(index, lme, torch.empty_like(lme), gathered)
     else:
         result = Selection(out[0], out[1], out[2], tuple(out[3]))
-        _check.output("index", result.index, [num_rows], torch.int64, values)
-        _check.output("lme", result.lme, [num_rows], torch.float64, values)
-        _check.output("ess", result.ess, [num_rows], torch.float64, values)
+        _check.output("index", result.index, (num_rows,), torch.int64, values)
+        _check.output("lme", result.lme, (num_rows,), torch.float64, values)
+        _check.output("ess", result.ess, (num_rows,), torch.float64, values)
         if len(result.gathered) != len(items):
             raise ArgumentError(
                 f"out: gathered must hold one tensor per gather item ({len(items)}), "
                 f"got {len(result.gathered)}"
             )
         for i, (target, (tensor, _, inner)) in enumerate(zip(result.gathered, items, strict=True)):
-            _check.output(f"gathered[{i}]", target, [num_rows, *inner], tensor.dtype, values)
+            _check.output(f"gathered[{i}]", target, (num_rows, *inner), tensor.dtype, values)
 
     seed = _check.unsigned_seed(seed)
     if _backend.use_reference(OP, values):

@@ -76,7 +76,7 @@ def _run(
     if out is None:
         out = torch.empty(num_rows, dtype=values.dtype, device=values.device)
     else:
-        _check.output("the soft values", out, [num_rows], values.dtype, values)
+        _check.output("the soft values", out, (num_rows,), values.dtype, values)
     if _backend.use_reference(OP, values):
         return out.copy_(reference.soft_value(values.detach(), alpha, kind=kind, tau=tau))
     _backend.native().launch_soft_value(values, alpha, kind, tau, out)

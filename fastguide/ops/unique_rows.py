@@ -70,9 +70,9 @@ def _run(
         result = UniqueRows(first, torch.empty_like(first), first.new_empty(1))
     else:
         result = UniqueRows(*out)
-        _check.output("first", result.first, [num_rows], torch.int64, rows)
-        _check.output("inverse", result.inverse, [num_rows], torch.int64, rows)
-        _check.output("count", result.count, [1], torch.int64, rows)
+        _check.output("first", result.first, (num_rows,), torch.int64, rows)
+        _check.output("inverse", result.inverse, (num_rows,), torch.int64, rows)
+        _check.output("count", result.count, (1,), torch.int64, rows)
     if _backend.use_reference(OP, rows):
         for target, source in zip(result, reference.unique_rows(rows, keys), strict=True):
             target.copy_(source)

@@ -186,7 +186,7 @@ class Sampler:
             try:
                 for current in run:
                     bar.update()
-                    if self.reward is not None and bar.n % 8 == 0:
+                    if progress and self.reward is not None and bar.n % 8 == 0:
                         bar.set_postfix_str(_headline(current), refresh=False)
                     if callback is not None and callback(current.step - 1, current) is False:
                         run.stopped = "callback"

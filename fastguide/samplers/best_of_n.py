@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 
 
 class BestOfN(Sampler):
-    """Of `num_candidates` independent plain samples the one with the highest reward (first on ties).
+    """Of `num_candidates` plain samples the one with the highest reward (first on ties).
 
     Args:
         diffusion: what is sampled.   reward: callable(samples [B, ...]) -> [B].

@@ -56,9 +56,7 @@ class PosteriorMean:
             if self.x0 == "mode":
                 return evaluator.reward(self.reward, x0, unknown, step.index)
             # equal states have equal probabilities, so the states stand for them
-            return evaluator.reward(
-                self._soft, x0, unknown, step.index, identity=unknown.batch.x
-            )
+            return evaluator.reward(self._soft, x0, unknown, step.index, identity=unknown.batch.x)
 
         return evaluator.fill_values(rows, reward_of)
 
@@ -79,9 +77,7 @@ class PosteriorSamples:
     needs_denoiser = True
     time_conditioned = False
 
-    def __init__(
-        self, reward: Callable[..., Any], num_samples: int = 4, *, alpha: float
-    ) -> None:
+    def __init__(self, reward: Callable[..., Any], num_samples: int = 4, *, alpha: float) -> None:
         if num_samples < 1:
             raise ArgumentError(f"num_samples must be at least 1, got {num_samples}")
         if not alpha > 0:

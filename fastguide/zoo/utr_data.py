@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def read(path: Path) -> Measurements:
     missing = {"seq", "rl", "library"} - set(table.fieldnames or ())
     if missing:
         raise ArgumentError(
-            f"data: {path} has no column {', '.join(sorted(missing))}; it must have seq, rl, library"
+            f"data: {path} has no column {', '.join(sorted(missing))}; it needs seq, rl, library"
         )
     sequences, load, library = [], [], []
     for line, row in enumerate(table, start=2):
@@ -120,7 +121,7 @@ def read(path: Path) -> Measurements:
                 f"{', '.join(LIBRARIES)}"
             )
         sequences.append(row["seq"])
-        load.append(float(row["rl"]))
+        load.append(_number(row["rl"], f"{path} line {line}"))
         library.append(LIBRARIES.index(row["library"]))
     group = group_by_shared_kmers(sequences)
     return Measurements(
@@ -131,6 +132,16 @@ def read(path: Path) -> Measurements:
         part=assign_parts(sequences, group),
         sha256=hashlib.sha256(raw).hexdigest(),
     )
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ArgumentError(f"data: {where} has rl {text!r}; it must be a finite number")
+    return value
 
 
 def group_by_shared_kmers(sequences: Sequence[str], k: int = GROUP_KMER) -> list[int]:

@@ -283,9 +283,7 @@ def test_rewards_and_values_with_conditioning():
 def test_classifier_free_guidance():
     """scale s on logits: given = bias, null = 0, so the guided bias is s * bias."""
     net = Biased()
-    d = fg.MaskedDiffusion(
-        net, 3, 2, null_cond={"bias": torch.zeros(1, 1)}, guidance_scale=3.0
-    )
+    d = fg.MaskedDiffusion(net, 3, 2, null_cond={"bias": torch.zeros(1, 1)}, guidance_scale=3.0)
     guided = fg.Unguided(d).sample(
         500, num_steps=4, cond={"bias": torch.ones(1, 1)}, progress=False
     )

@@ -30,9 +30,7 @@ CASES = ["exact", "mean", "posterior_mean", "posterior_mean argmax", "exact argm
 
 def draw(name: str, num: int, draws: int, **options) -> np.ndarray:
     _, value, alpha = case(name)
-    sampler = fg.SVDD(
-        exact.diffusion(), exact.reward, value, num_candidates=num, alpha=alpha
-    )
+    sampler = fg.SVDD(exact.diffusion(), exact.reward, value, num_candidates=num, alpha=alpha)
     result = sampler.sample(draws, num_steps=exact.STEPS, progress=False, **options)
     np.testing.assert_allclose(result.rewards, exact.reward(result.samples), rtol=1e-6)
     return exact.counts_of(result.samples)
@@ -47,9 +45,7 @@ def test_tables_agree_with_published_figures():
     assert exact.exact_values(0.5)[0][exact.INDEX[(2, 2, 2)]] == pytest.approx(1.535441, abs=1e-6)
     law = exact.output_law(exact.mode_values(), 0.5, 10)
     assert law @ exact.REWARD == pytest.approx(1.683475, abs=2e-6)
-    one_step = exact.softmax_kernel(
-        np.array([0.5, 0.2, 0.2, 0.1]), np.log([1, 4, 0.5, 9]), 1.0, 5
-    )
+    one_step = exact.softmax_kernel(np.array([0.5, 0.2, 0.2, 0.1]), np.log([1, 4, 0.5, 9]), 1.0, 5)
     np.testing.assert_allclose(one_step, [0.316355, 0.349017, 0.068857, 0.265772], atol=1e-6)
 
 
@@ -99,23 +95,40 @@ def test_the_target_itself_is_rejected_at_finite_m():
     assert exact.chi_square_p(counts, exact.target_law(ALPHA)) < P_MIN
 
 
+def flickering() -> list[np.ndarray]:
+    """A value that means little at odd grid times and much at even ones."""
+    *tables, terminal = exact.mode_values()
+    return [table * (0.1 if step % 2 else 2) for step, table in enumerate(tables)] + [terminal]
+
+
+def test_a_time_dependent_value_has_its_own_law():
+    tables = flickering()
+    sampler = fg.SVDD(
+        exact.diffusion(), exact.reward, exact.TableValue(tables), num_candidates=10, alpha=ALPHA
+    )
+    counts = exact.counts_of(sampler.sample(FEW, num_steps=4, progress=False).samples)
+    assert exact.chi_square_p(counts, exact.output_law(tables, ALPHA, 10)) > P_MIN
+
+
 def test_reusing_a_time_dependent_value_across_steps_is_rejected():
-    tables, value, alpha = case("exact")
-    value.time_conditioned = False  # a lie: the exact value of a state changes from step to step
-    sampler = fg.SVDD(exact.diffusion(), exact.reward, value, num_candidates=10, alpha=alpha)
-    counts = exact.counts_of(sampler.sample(DRAWS, num_steps=4, progress=False).samples)
-    assert exact.chi_square_p(counts, exact.output_law(tables, alpha, 10)) < P_MIN
+    tables = flickering()
+    value = exact.TableValue(tables)
+    value.time_conditioned = False  # a lie: the value of a state changes from step to step
+    sampler = fg.SVDD(exact.diffusion(), exact.reward, value, num_candidates=10, alpha=ALPHA)
+    counts = exact.counts_of(sampler.sample(FEW, num_steps=4, progress=False).samples)
+    assert exact.chi_square_p(counts, exact.output_law(tables, ALPHA, 10)) < P_MIN
 
 
 def test_scoring_candidates_at_their_parents_time_is_rejected():
-    tables, value, alpha = case("exact")
+    tables = flickering()
+    value = exact.TableValue(tables)
 
     def late(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return value(x, t + 0.25)
 
-    sampler = fg.SVDD(exact.diffusion(), exact.reward, late, num_candidates=10, alpha=alpha)
-    counts = exact.counts_of(sampler.sample(DRAWS, num_steps=4, progress=False).samples)
-    assert exact.chi_square_p(counts, exact.output_law(tables, alpha, 10)) < P_MIN
+    sampler = fg.SVDD(exact.diffusion(), exact.reward, late, num_candidates=10, alpha=ALPHA)
+    counts = exact.counts_of(sampler.sample(FEW, num_steps=4, progress=False).samples)
+    assert exact.chi_square_p(counts, exact.output_law(tables, ALPHA, 10)) < P_MIN
 
 
 MASKED = [state for state in exact.STATES if exact.MASK in state]
@@ -124,18 +137,15 @@ MASKED = [state for state in exact.STATES if exact.MASK in state]
 @pytest.mark.parametrize("num", [1, 2, 5, 20])
 def test_one_step_law_from_every_masked_state(num):
     tables, value, alpha = case("exact")
-    sampler = fg.SVDD(
-        exact.diffusion(), exact.reward, value, num_candidates=num, alpha=alpha
-    )
-    draws = 20_000
-    prompt = torch.tensor(MASKED).repeat_interleave(draws, dim=0)
-    with torch.no_grad():
-        run = sampler.start(len(prompt), num_steps=exact.STEPS, prompt=prompt)
-        after = exact.state_index(next(iter(run)).x).view(len(MASKED), draws)
-    for state, found in zip(MASKED, after, strict=True):
+    sampler = fg.SVDD(exact.diffusion(), exact.reward, value, num_candidates=num, alpha=alpha)
+    for state in MASKED:
+        with torch.no_grad():
+            run = sampler.start(FEW, num_steps=exact.STEPS, prompt=torch.tensor(state))
+            after = exact.state_index(next(iter(run)).x)
         p = exact.KERNELS[0][exact.INDEX[state]]
         law = exact.chosen_kernel(p, tables[1], alpha, num)
-        counts = np.bincount(found.numpy(), minlength=27)
+        counts = np.bincount(after.numpy(), minlength=27)
+        assert counts.sum() == FEW
         assert exact.chi_square_p(counts, law) > P_MIN
 
 
@@ -183,3 +193,13 @@ def test_posterior_samples_value_has_its_own_law():
     tables = [table] * (exact.STEPS + 1) + [exact.terminal_reward()]
     counts = exact.counts_of(sampler.sample(DRAWS, num_steps=4, progress=False).samples)
     assert exact.chi_square_p(counts, exact.output_law(tables, ALPHA, 4)) > P_MIN
+
+
+@pytest.mark.parametrize("num", [1, 3, 10])
+def test_best_of_n_law(num):
+    sampler = fg.BestOfN(exact.diffusion(), exact.reward, num)
+    result = sampler.sample(FEW, num_steps=exact.STEPS, progress=False)
+    law = exact.argmax_kernel(exact.pretrained_law(), exact.REWARD, num)
+    assert exact.chi_square_p(exact.counts_of(result.samples), law) > P_MIN
+    torch.testing.assert_close(result.rewards.double(), exact.reward(result.samples))
+    assert result.trace.values.shape == (exact.STEPS + 1, FEW)

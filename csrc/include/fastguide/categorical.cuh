@@ -18,17 +18,21 @@ FG_HD i64 cumulate(double* weights, i64 n) {
   return last;
 }
 
-// First i with cdf[i] > u * cdf[n - 1], clamped to `last`. The sums do not decrease, so halving
-// finds what a scan would.
+// First i with cdf[i] > u * cdf[n - 1], clamped to `last`. The sums do not decrease, so counting
+// what lies at or below the target and halving find the same index.
 FG_HD i64 pick(const double* cdf, i64 n, i64 last, double u) {
+  constexpr i64 FEW = 16;
   const double target = u * cdf[n - 1];
   i64 low = 0, count = n;
-  while (count > 0) {
+  while (count > FEW) {
     const i64 half = count / 2;
     const bool right = cdf[low + half] <= target;
     low = right ? low + half + 1 : low;
     count = right ? count - half - 1 : half;
   }
+  i64 below = 0;
+  for (i64 i = 0; i < count; ++i) below += cdf[low + i] <= target;
+  low += below;
   return low < last ? low : last;
 }
 

@@ -1,12 +1,8 @@
-// exp, log and the Box-Muller pair in double from + - * / and sqrt alone, without branches: every
+// exp, log, cos and sin in double from + - * / alone, without branches: every
 // instruction set and backend gives the same bits, and compilers vectorise the loops around them.
 #pragma once
 
 #include "portability.cuh"
-
-#ifndef __CUDACC_RTC__
-#include <cmath>
-#endif
 
 namespace fastguide {
 
@@ -70,18 +66,21 @@ FG_HD double log_double(double x) {
   return k * LN2_HIGH + (f - (s * (f - p * z) - k * LN2_LOW));
 }
 
-struct NormalPair {
-  double first, second;
+// Square of the Box-Muller radius of a 32-bit word: -2 ln((word + 1/2) 2^-32).
+FG_HD double radius_squared(u64 word) {
+  const double w = bits_double(0x4330000000000000ull | word) - 0x1p52;
+  return -2.0 * log_double((w + 0.5) * 0x1p-32);
+}
+
+struct UnitVector {
+  double cos, sin;
 };
 
-// Two standard normals from two 32-bit words: r = sqrt(-2 ln((w_a + 1/2) 2^-32)),
-// theta = 2 pi w_b 2^-32, giving r cos(theta) and r sin(theta). The angle is reduced to
-// [-pi/4, pi/4] in integers, which keeps the results accurate near the zeros of cos and sin.
-FG_HD NormalPair box_muller(u64 w_a, u64 w_b) {
+// cos and sin of 2 pi word 2^-32. The angle is reduced to [-pi/4, pi/4] in integers, which keeps
+// both accurate near their zeros.
+FG_HD UnitVector turn(u64 word) {
   constexpr double TWO_PI_2_32 = 0x1.921fb54442d18p-30;  // 2 pi 2^-32
-  const double word = bits_double(0x4330000000000000ull | w_a) - 0x1p52;
-  const double radius = sqrt(-2.0 * log_double((word + 0.5) * 0x1p-32));
-  const u64 shifted = w_b + 0x20000000ull;
+  const u64 shifted = word + 0x20000000ull;
   const double angle =
       (bits_double(0x4330000000000000ull | (shifted & 0x3FFFFFFFull)) - (0x1p52 + 0x1p29)) *
       TWO_PI_2_32;
@@ -95,7 +94,7 @@ FG_HD NormalPair box_muller(u64 w_a, u64 w_b) {
   s = s * z - 1.0 / 5040.0;
   s = s * z + 1.0 / 120.0;
   s = s * z - 1.0 / 6.0;
-  const double sin = angle + angle * (z * s);
+  const u64 sin = double_bits(angle + angle * (z * s));
   double c = 1.0 / 20922789888000.0;
   c = c * z - 1.0 / 87178291200.0;
   c = c * z + 1.0 / 479001600.0;
@@ -104,13 +103,12 @@ FG_HD NormalPair box_muller(u64 w_a, u64 w_b) {
   c = c * z - 1.0 / 720.0;
   c = c * z + 1.0 / 24.0;
   c = c * z - 0.5;
-  const double cos = 1.0 + c * z;
-  // Quarter turns: swap on odd ones, then flip the sign bits.
-  const bool odd = (shifted >> 30) & 1;
+  const u64 cos = double_bits(1.0 + c * z);
+  // Quarter turns: swap after an odd number of them, then flip the signs.
+  const u64 odd = 0 - ((shifted >> 30) & 1);
+  const u64 swap = (cos ^ sin) & odd;
   const u64 half_turn = ((shifted >> 31) & 1) << 63;
-  const u64 first = double_bits(odd ? sin : cos) ^ half_turn ^ (odd ? 1ull << 63 : 0);
-  const u64 second = double_bits(odd ? cos : sin) ^ half_turn;
-  return {radius * bits_double(first), radius * bits_double(second)};
+  return {bits_double((cos ^ swap) ^ half_turn ^ (odd << 63)), bits_double((sin ^ swap) ^ half_turn)};
 }
 
 }  // namespace fastguide

@@ -1,0 +1,40 @@
+"""What a run ran on: versions and machine, for summaries and bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from fastguide import ops
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor, threads and the backend of the ops, as plain values."""
+    served = ops.backends()
+    return {
+        "fastguide": metadata.version("fastguide"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "backends": {op: backend for op, (backend, _) in served.items()},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as its maker writes it where the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.processor() or "unknown"

@@ -1,0 +1,259 @@
+"""report.html: one file with everything in it, for a phone and for a desktop."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from html import escape
+from typing import Any
+
+from fastguide.report.designs import NATURAL_QUANTILE, Comparison, Designs
+from fastguide.report.environment import environment
+from fastguide.report.metrics import share_of, share_with
+from fastguide.report.page_style import STYLE
+from fastguide.report.tables import (
+    Column,
+    cost_columns,
+    findings,
+    number,
+    quality_columns,
+    rows_of,
+)
+from fastguide.report.words import Words, words_of
+
+SHOWN_DESIGNS = 8
+
+
+def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
+    """The whole page.
+
+    Args:
+        images: PNG files by picture name; see `pictures.draw`. Any may be missing.
+    """
+    words = words_of(comparison.task)
+    settings = comparison.settings
+    figures = comparison.figures()
+    body = [
+        f"<h1>Designing {escape(words.design)}s for high {escape(words.reward)}</h1>",
+        f'<p class="lead">{escape(_lead(comparison, words))}</p>',
+        _findings(comparison),
+        "<h2>How good, how natural, how diverse</h2>",
+        _table(quality_columns(words), figures),
+        f'<p class="lead">Rewards are means over {settings.num_samples} designs ± standard error; '
+        "the bound is a median ± standard error (bootstrap). Distances are in "
+        f"{escape(words.site)}s that differ.</p>",
+        '<div class="grid">',
+        *(
+            _picture(name, title, caption, images[name])
+            for name, title, caption in _captions(comparison, words)
+            if name in images
+        ),
+        "</div>",
+        "<h2>What it cost</h2>",
+        _table(cost_columns(), figures),
+        '<p class="lead">A row is one sequence given to a network. Requested: what the same method '
+        "would run without any reuse. Run: what was left after equal states, carried outputs and "
+        "repeated predictions were taken from memory. Kernels and other are the time outside the "
+        "networks.</p>",
+        _matching(comparison),
+        f"<h2>Some designs: {escape(_shown(comparison).label)}</h2>",
+        _sequences(comparison, words),
+        _composition(comparison),
+        "<h2>Terms</h2>",
+        _terms(comparison, words),
+        _footer(comparison),
+    ]
+    title = f"fastguide: {comparison.task}"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _lead(comparison: Comparison, words: Words) -> str:
+    settings = comparison.settings
+    return (
+        f"{len(comparison.designs)} methods made {settings.num_samples} {words.design}s each from "
+        f"the same pre-trained diffusion model, in {settings.num_steps} steps. One oracle, a "
+        f"network that predicts {words.reward}, guides the designs; a second one, trained on other "
+        "measurements, judges them. A method that fools its guide scores lower with the judge."
+    )
+
+
+def _findings(comparison: Comparison) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in findings(comparison))
+    return f'<div class="card findings"><ul>{items}</ul></div>' if items else ""
+
+
+def _captions(comparison: Comparison, words: Words) -> list[tuple[str, str, str]]:
+    reference = len(comparison.reference.sequences)
+    return [
+        (
+            "rewards",
+            "Rewards",
+            "Every point is a design. Circle: median; bar: middle half; dashed line: median of "
+            f"{reference:,} unguided samples. Where a method stands further right with the guide "
+            "than with the judge, part of its gain is the guide's error.",
+        ),
+        (
+            "naturalness",
+            "Naturalness against reward",
+            "Small points are designs, large ones medians. Right is better for the judge; up is "
+            "more like the sequences that the model was trained on. Below the dashed line a median "
+            f"design is less likely than {1 - NATURAL_QUANTILE:.0%} of unguided samples.",
+        ),
+        (
+            "steps",
+            "Reward along the steps",
+            "The guide's prediction for the design that each unfinished sequence would become. "
+            "Line: median; band: middle half. Diamonds: methods that look at the reward only at "
+            "the end.",
+        ),
+        (
+            "diversity",
+            "Diversity",
+            f"How many {words.site}s differ between designs of one method. A method that keeps "
+            "making the same design moves to the left.",
+        ),
+        (
+            "logos",
+            "Sequence logos",
+            f"A tall letter is preferred at that {words.site}; at zero bits all letters are "
+            "equally common.",
+        ),
+        (
+            "cost",
+            "Cost",
+            "Top: where the time went. Bottom: rows run, within the rows requested.",
+        ),
+    ]
+
+
+def _picture(name: str, title: str, caption: str, image: bytes) -> str:
+    data = base64.b64encode(image).decode("ascii")
+    return (
+        f'<figure class="card" id="{name}"><h3>{escape(title)}</h3>'
+        f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _table(columns: Sequence[Column], figures: Sequence[dict[str, Any]]) -> str:
+    header, *body = rows_of(columns, figures)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in body)
+    return (
+        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    mark = f' class="{text}"' if text in ("yes", "no") else ""
+    return f"<td{mark}>{escape(text)}</td>"
+
+
+def _matching(comparison: Comparison) -> str:
+    matching = comparison.matching
+    if matching is None:
+        return ""
+    rival = next(made for made in comparison.designs if made.key == "best_of_n_matched")
+    return (
+        f"<p>{escape(rival.label)}: {matching['num_candidates']} is the smallest N for which best "
+        f"of N runs at least the {matching['target_denoiser_rows']:,} denoiser rows of "
+        f"{escape(matching['target'])}. It ran {matching['denoiser_rows']:,}; one candidate fewer "
+        f"gives {number(matching['denoiser_rows_one_fewer'], 0)} ({matching['one_fewer_is']}).</p>"
+    )
+
+
+def _shown(comparison: Comparison) -> Designs:
+    """The natural guided method that its guide likes best, or simply the last method."""
+    limit = comparison.natural_limit
+    guided = [made for made in comparison.designs if made.key.startswith("svdd")]
+    natural = [made for made in guided if made.figures(limit)["natural"]]
+    return max(natural or guided or comparison.designs[-1:], key=lambda made: made.guide.mean())
+
+
+def _sequences(comparison: Comparison, words: Words) -> str:
+    made = _shown(comparison)
+    order = sorted(range(len(made.sequences)), key=lambda row: -made.guide[row])[:SHOWN_DESIGNS]
+    lines = "".join(
+        f'<tr><td class="sequence">{escape(made.sequences[row])}</td>'
+        f"<td>{number(made.guide[row])}</td><td>{number(made.judge[row])}</td>"
+        f"<td>{number(made.bound_per_site[row], 3)}</td></tr>"
+        for row in order
+    )
+    return (
+        f"<p>The {len(order)} that the guide likes best. All designs of all methods are in "
+        "designs.fasta and designs.csv.</p>"
+        '<div class="card scroll"><table><thead><tr><th>sequence</th><th>guiding reward</th>'
+        f"<th>judging reward</th><th>bound, nats per {escape(words.site)}</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _composition(comparison: Comparison) -> str:
+    """For nucleotides: what they are made of, and start codons."""
+    sets = [*comparison.designs, comparison.reference]
+    if not set().union(*("".join(made.sequences) for made in sets)) <= set("ACGTU"):
+        return ""
+    lines = "".join(
+        f"<tr><td>{escape(made.label)}</td><td>{share_of(made.sequences, 'GC'):.0%}</td>"
+        f"<td>{share_with(made.sequences, 'ATG'):.0%}</td></tr>"
+        for made in sets
+    )
+    return (
+        '<div class="card scroll"><table><thead><tr><th>method</th><th>G and C</th>'
+        f"<th>designs with an ATG</th></tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _terms(comparison: Comparison, words: Words) -> str:
+    settings = comparison.settings
+    terms = {
+        words.reward.capitalize(): "The reward: what the designs should have much of"
+        + (f", in {words.unit}." if words.unit else "."),
+        "Guiding oracle, judging oracle": "Two networks that predict the reward from the sequence, "
+        "trained on disjoint halves of the measurements; only the first is seen while designing.",
+        "Denoiser": "The network of the diffusion model, which fills in hidden "
+        f"{words.site}s the way natural sequences do.",
+        "Unguided": "Plain samples of the diffusion model, as if there were no reward.",
+        "Best of N": "Of N unguided samples the one with the highest guiding reward; N samples are "
+        "spent on each design.",
+        "SVDD": f"At each step {settings.num_candidates} possible continuations are drawn and one "
+        "is kept, the more likely the higher its predicted reward.",
+        "Alpha": "The temperature of that choice, in units of the reward: a small alpha pulls "
+        "harder toward the reward, and alpha 0 always takes the best continuation.",
+        "Log-likelihood bound (ELBO)": "A lower bound of how likely the pre-trained model finds a "
+        f"design, here divided by its length; computed with {settings.num_masks} masks that are "
+        "the same for all designs.",
+        "Natural": "Whether the median design of a method is more likely than the least likely "
+        f"{NATURAL_QUANTILE:.0%} of {len(comparison.reference.sequences):,} unguided samples.",
+        "Mean distance, nearest distance": f"The number of {words.site}s in which two designs of a "
+        "method differ: averaged over all pairs, and to the most similar other design.",
+        "Bits": "How far the letters at a site are from all being equally common.",
+    }
+    items = "".join(
+        f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items()
+    )
+    return f'<dl class="card">{items}</dl>'
+
+
+def _footer(comparison: Comparison) -> str:
+    here, settings = environment(), comparison.settings
+    data = comparison.card.get("data", {})
+    source = " ".join(str(data[key]) for key in ("publication", "accession") if key in data)
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    lines = [
+        f"fastguide {here['fastguide']}, torch {here['torch']}, Python {here['python']}; "
+        f"{here['processor']}, {here['threads']} threads; seed {settings.seed}. {made}.",
+        f"The whole comparison took {number(comparison.seconds.get('wall', float('nan')), 0)} s "
+        f"({number(comparison.seconds.get('cpu', float('nan')), 0)} s of processor time).",
+        f"Measurements behind the models: {source}." if source else "",
+        "Predictions of networks, not measurements: test designs before relying on them.",
+    ]
+    return "<footer>" + "".join(f"<p>{escape(line)}</p>" for line in lines if line) + "</footer>"

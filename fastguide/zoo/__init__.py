@@ -1,0 +1,44 @@
+"""Design tasks with pre-trained models: public measurements, small networks, a card each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastguide.errors import ArgumentError
+from fastguide.zoo import utr
+from fastguide.zoo.task import Reward, Task
+
+__all__ = ["Reward", "Task", "load", "names"]
+
+# name -> folder of the shipped weights, and the loader of such a folder
+_TASKS: dict[str, tuple[Path, Callable[[Path, torch.device | str], Task]]] = {
+    "utr": (utr.WEIGHTS, utr.load),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the tasks that `load` knows."""
+    return tuple(_TASKS)
+
+
+def load(
+    name: str, *, folder: Path | str | None = None, device: torch.device | str = "cpu"
+) -> Task:
+    """Load a task and its models.
+
+    Args:
+        name: one of `names()`.
+        folder: weights and card made by `fastguide zoo train`; None takes the shipped ones.
+        device: where the models run.
+
+    Raises:
+        ArgumentError: unknown name; lists the known ones.
+        CheckpointError: a file is missing, unreadable, or not the one its card describes.
+    """
+    if name not in _TASKS:
+        raise ArgumentError(f"name: there is no task {name!r}; known tasks: {', '.join(names())}")
+    shipped, load_from = _TASKS[name]
+    return load_from(shipped if folder is None else Path(folder), device)
