@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from fastguide.engine import State
 from fastguide.errors import CheckpointError
+from fastguide.evaluation import Cost
 from fastguide.result import make_directory
 
 Tensor = torch.Tensor
@@ -50,7 +52,7 @@ class Checkpoint:
     def save(self, state: State) -> None:
         """Write the state; an interruption leaves the previous one intact."""
         buffer = io.BytesIO()
-        torch.save(state.__getstate__(), buffer)
+        torch.save({**state.__getstate__(), "cost": asdict(state.cost)}, buffer)
         data = buffer.getvalue()
         record = {"run": self._fingerprint, "sha256": hashlib.sha256(data).hexdigest()}
         # the hash names its file, so a crash between the two writes cannot mix two states
@@ -96,7 +98,8 @@ class Checkpoint:
                 + ", ".join(differs)
                 + "; use another folder, or the same arguments"
             )
-        return State(**torch.load(io.BytesIO(data), weights_only=True))
+        fields = torch.load(io.BytesIO(data), weights_only=True)
+        return State(**{**fields, "cost": Cost(**fields["cost"])})
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,8 @@ SHARD_BYTES = 64 * 2**20
 
 CHECKPOINT_CHAINS = 64
 """Most chains of a shard when a run may stop early, so that little unfinished work is lost."""
+
+_ROWS = ("denoiser_rows", "denoiser_rows_requested", "reward_rows", "reward_rows_requested")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class State:
     rows: dict[str, Tensor] | None = None
     finished: list[dict[str, Any]] = field(default_factory=list)
     partial: list[dict[str, Any]] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=Cost)
     memory: list[dict[bytes, float]] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,17 +149,16 @@ class Run:
             cache_bytes=plan.cache_bytes,
             seed=plan.seed,
         )
-        if self._state.cost:
-            self._evaluator.cost = Cost(**self._state.cost)
-            self._evaluator.recall(self._state.memory)
-        self._elapsed = self._evaluator.cost.seconds["total"]
+        self._evaluator.cost = self._state.cost
+        self._evaluator.recall(self._state.memory)
+        self._elapsed = self.cost.seconds["total"]
         self._rows: Rows | None = None
         self.stopped: str | None = None
 
     @property
     def cost(self) -> Cost:
         """Rows and seconds so far."""
-        return self._evaluator.cost
+        return self._state.cost
 
     @property
     def num_moves(self) -> int:
@@ -222,7 +223,7 @@ class Run:
         rows, policy, evaluator = self._rows, self._policy, self._evaluator
         assert rows is not None
         plan, savings = self._plan, self._plan.savings
-        before = asdict(evaluator.cost)
+        before = {name: getattr(self.cost, name) for name in _ROWS}
         evaluator.advance(rows)
         evaluator.denoise(rows, step.time, step.index)
         evaluator.check_proposable(rows, step.index)
@@ -297,13 +298,13 @@ class Run:
         record["invalid"] = len(invalid)
         return choice.index
 
-    def _record(self, step: Step, moved: Rows, record: dict[str, Any], before: Any) -> None:
-        now = asdict(self._evaluator.cost)
+    def _record(
+        self, step: Step, moved: Rows, record: dict[str, Any], before: dict[str, int]
+    ) -> None:
         record["time"] = step.next_time
         record["values"] = moved.value.float().cpu()
-        for name in ("denoiser_rows", "reward_rows"):
-            record[name] = now[name] - before[name]
-            record[f"{name}_requested"] = now[f"{name}_requested"] - before[f"{name}_requested"]
+        for name in _ROWS:
+            record[name] = getattr(self.cost, name) - before[name]
         self._state.partial.append(record)
 
     def _publish(self) -> None:
@@ -314,7 +315,6 @@ class Run:
         state.rows = {"x": rows.batch.x, "value": rows.value}
         if rows.batch.keys is not None:
             state.rows["keys"] = rows.batch.keys
-        state.cost = asdict(self.cost)
 
     def snapshot(self) -> State:
         """The state with everything a resumed run should know, remembered rewards included."""
@@ -349,8 +349,6 @@ class Run:
         def column(name: str, dtype: torch.dtype) -> Tensor:
             return torch.tensor([record[name] for record in records], dtype=dtype)
 
-        counts = ("denoiser_rows", "reward_rows")
-        names = [*counts, *(f"{name}_requested" for name in counts)]
         return Trace(
             time=column("time", torch.float64),
             values=torch.stack([record["values"][index.cpu()] for record in records])
@@ -358,7 +356,7 @@ class Run:
             else torch.zeros(0, 0),
             ess=column("ess", torch.float64),
             invalid_steps=column("invalid", torch.int64),
-            **{name: column(name, torch.int64) for name in names},
+            **{name: column(name, torch.int64) for name in _ROWS},
         )
 
     def result(self) -> Result:

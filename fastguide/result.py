@@ -122,7 +122,7 @@ class Result:
                 "and result.json as written by Result.save"
             ) from error
         trace = {k.removeprefix("trace."): v for k, v in tensors.items() if k.startswith("trace.")}
-        fields = {name: tensors.get(name) for name in _TENSORS}
+        fields: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
         return Result(trace=Trace(**trace), cost=Cost(**record.pop("cost")), **fields, **record)
 
 

@@ -31,6 +31,11 @@ def cpu_level() -> str:
         raise BackendError(str(error)) from error
 
 
+def supported_levels() -> list[str]:
+    """The instruction sets that this CPU can run, "baseline" first."""
+    return _C.supported_levels()
+
+
 cpu_level()
 
 

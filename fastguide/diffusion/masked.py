@@ -104,7 +104,7 @@ class MaskedDiffusion:
         self.null_cond = null_cond
         self.guidance_scale = float(guidance_scale)
         self.device = _device_of(denoiser) if device is None else torch.device(device)
-        self.output_shape = (length, vocab_size)
+        self.output_shape: tuple[int, ...] = (length, vocab_size)
         self.row_bytes = 8 * length + 4 * length * vocab_size
         self.rows_per_state = 1 if guidance_scale == 1.0 else 2
 
@@ -162,7 +162,7 @@ class MaskedDiffusion:
         return logits
 
     def needs_output(self, x: Tensor) -> Tensor:
-        """[R] bool: rows of x [R, L] that still hold a mask; no logit of the others is ever read."""
+        """[R] bool: rows of x [R, L] that hold a mask; no logit of the others is ever read."""
         return (x == self.mask_token).any(dim=-1)
 
     def invalid_outputs(self, x: Tensor, outputs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -19,6 +19,7 @@ from fastguide.evaluation.store import OutputStore
 Tensor = torch.Tensor
 
 
+@runtime_checkable
 class Value(Protocol):
     """A soft-value estimate that reads the denoiser's output.
 
@@ -174,7 +175,7 @@ class Evaluator:
 
     def values(self, value: Value | Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """Values [R] float64 of candidates at `step.next_time`; -inf where rejected as invalid."""
-        if not hasattr(value, "evaluate"):
+        if not isinstance(value, Value):
             return self.score_states(value, rows, step)
         if value.needs_denoiser:
             self.denoise(rows, step.next_time, step.index)

@@ -69,7 +69,7 @@ class OutputStore:
         return [self._free.pop() for _ in range(count)]
 
     def _evict(self, count: int) -> None:
-        victims = []
+        victims: list[bytes] = []
         for state, slot in self._remembered.items():
             if len(victims) == count:
                 break

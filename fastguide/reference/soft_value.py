@@ -26,7 +26,9 @@ def soft_value(
         out = alpha * (torch.logsumexp(v / alpha, -1) - math.log(v.shape[-1]))
     else:
         assert tau is not None
-        out = (v.sort(-1).values * cvar_weights(v.shape[-1], tau, v.device)).sum(-1)
+        weights = cvar_weights(v.shape[-1], tau, v.device)
+        # The where keeps 0 * inf out of the sum.
+        out = torch.where(weights > 0, v.sort(-1).values * weights, 0.0).sum(-1)
     return out.to(values.dtype)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from fastguide.report.compare import assess, compare, match_rows
-from fastguide.report.designs import METHODS, Comparison, Designs, Settings
-from fastguide.report.environment import environment
-from fastguide.report.files import write_designs, write_json
+from fastguide.report.designs import DEMO, METHODS, Comparison, Designs, Settings
+from fastguide.report.environment import environment, machine
+from fastguide.report.files import designs_record, write_designs, write_json
 from fastguide.report.single import plot
 from fastguide.report.style import check_pictures
-from fastguide.report.tables import findings, summary_text, text_table
+from fastguide.report.tables import designs_text, findings, summary_text, text_table
 from fastguide.report.write import write
 
 __all__ = [
+    "DEMO",
     "METHODS",
     "Comparison",
     "Designs",
@@ -19,8 +20,11 @@ __all__ = [
     "assess",
     "check_pictures",
     "compare",
+    "designs_record",
+    "designs_text",
     "environment",
     "findings",
+    "machine",
     "match_rows",
     "plot",
     "summary_text",

@@ -15,8 +15,15 @@ from fastguide import ops
 
 
 def environment() -> dict[str, Any]:
-    """Versions, processor, threads and the backend of the ops, as plain values."""
-    served = ops.backends()
+    """`machine` and the backend of every op, as plain values."""
+    return {
+        **machine(),
+        "backends": {op: backend for op, (backend, _) in ops.backends().items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions, processor and threads, as plain values."""
     return {
         "fastguide": metadata.version("fastguide"),
         "python": platform.python_version(),
@@ -26,7 +33,6 @@ def environment() -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "backends": {op: backend for op, (backend, _) in served.items()},
     }
 
 

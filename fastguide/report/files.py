@@ -72,6 +72,11 @@ def comparison_record(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def designs_record(task: str, made: Designs) -> dict[str, Any]:
+    """What summary.json of a single method holds."""
+    return {"task": task, **made.figures(), "environment": environment()}
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}

@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison, Designs
+from fastguide.report.metrics import mean_error, median_error
 from fastguide.report.words import Words, words_of
 
 Figures = dict[str, Any]
@@ -95,6 +98,42 @@ def text_table(rows: Sequence[Sequence[str]], width: int = 10) -> str:
 
     rule = "  ".join("-" * size for size in widths)
     return "\n".join([*map(join, lines), rule, *map(join, body)])
+
+
+def designs_text(task: str, made: Designs, shown: int = 5) -> str:
+    """What the command line prints of one method: averages, then the best designs by the guide."""
+    words = words_of(task)
+    bound = made.bound_per_site
+    cost = made.result.cost
+    facts = [
+        ["designs", f"{len(made.sequences)} ({made.diversity.distinct} distinct)"],
+        ["guiding reward", with_error(float(made.guide.mean()), mean_error(made.guide))],
+        ["judging reward", with_error(float(made.judge.mean()), mean_error(made.judge))],
+        [
+            f"bound, nats per {words.site}",
+            f"{with_error(float(np.median(bound)), median_error(bound), 3)} (median)",
+        ],
+        [
+            "denoiser rows",
+            f"{cost.denoiser_rows:,} run of {cost.denoiser_rows_requested:,} requested",
+        ],
+        ["reward rows", f"{cost.reward_rows:,} run of {cost.reward_rows_requested:,} requested"],
+        ["seconds", number(cost.seconds["total"], 1)],
+    ]
+    width = max(len(name) for name, _ in facts)
+    best = np.argsort(-made.guide, kind="stable")[:shown]
+    table = [["design", "guide", "judge", "bound"]]
+    table += [
+        [
+            made.sequences[row],
+            number(made.guide[row]),
+            number(made.judge[row]),
+            number(bound[row], 3),
+        ]
+        for row in best
+    ]
+    lines = [f"{name.ljust(width)}  {value}" for name, value in facts]
+    return "\n".join([*lines, "", text_table(table)])
 
 
 def summary_text(comparison: Comparison) -> str:

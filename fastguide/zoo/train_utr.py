@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fastguide.errors import ArgumentError
-from fastguide.nn import Ensemble, count_flops
+from fastguide.nn import count_flops
 from fastguide.zoo import utr, utr_data
 from fastguide.zoo.checkpoint import load_weights, save_weights, write_card
 from fastguide.zoo.fitting import Fit, State, fit_network, processes
@@ -127,16 +127,16 @@ def train(
         oracle_states = {half: [job() for job in jobs] for half, jobs in oracle_jobs.items()}
     seconds = time.perf_counter() - start
 
-    denoiser = utr.build_denoiser(recipe.denoiser)
+    with torch.device("meta"):
+        denoiser = utr.build_denoiser(recipe.denoiser)
+        oracles = {half: utr.build_oracle(recipe.oracle, recipe.members) for half in HALVES}
     _set_state(denoiser, denoiser_state)
     models = {"denoiser": _store(out, "denoiser", denoiser, recipe.denoiser)}
-    for half, states in oracle_states.items():
-        centre, scale = target_moments(rows, half)
-        members = [utr.build_member(recipe.oracle) for _ in states]
-        for member, state in zip(members, states, strict=True):
+    for half, oracle in oracles.items():
+        oracle.centre, oracle.scale = target_moments(rows, half)
+        for member, state in zip(oracle.members, oracle_states[half], strict=True):
             _set_state(member, state)
-        oracle = Ensemble(members, centre, scale)
-        models[half] = _store(out, half, oracle, recipe.oracle) | {"members": len(members)}
+        models[half] = _store(out, half, oracle, recipe.oracle) | {"members": recipe.members}
     card = _card(rows, recipe, seed, models, seconds)
     write_card(out, card)
     card["metrics"] = measure(utr.load(out), rows, recipe.elbo_masks)
@@ -292,7 +292,8 @@ def _fit_member(data: Path, recipe: Recipe, half: str, seed: int, progress: bool
 
 
 def _set_state(model: nn.Module, state: State) -> None:
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+    model.load_state_dict(tensors, assign=True)
 
 
 def _store(out: Path, name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

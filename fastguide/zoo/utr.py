@@ -122,13 +122,15 @@ def load(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Task:
     card = read_card(folder)
     try:
         models = {name: card["models"][name] for name in ("denoiser", "guide", "judge")}
-        networks: dict[str, nn.Module] = {
-            "denoiser": build_denoiser(models["denoiser"]["config"]),
-            **{
-                name: build_oracle(models[name]["config"], models[name]["members"])
-                for name in ("guide", "judge")
-            },
-        }
+        # without storage: no random initial weights are made only to be overwritten
+        with torch.device("meta"):
+            networks: dict[str, nn.Module] = {
+                "denoiser": build_denoiser(models["denoiser"]["config"]),
+                **{
+                    name: build_oracle(models[name]["config"], models[name]["members"])
+                    for name in ("guide", "judge")
+                },
+            }
         files = {name: (model["file"], model["sha256"]) for name, model in models.items()}
     except (KeyError, TypeError) as error:
         raise CheckpointError(

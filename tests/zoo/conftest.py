@@ -33,7 +33,7 @@ def measurements() -> utr_data.Measurements:
 
 @pytest.fixture(scope="session")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 invented rows in which an ATG lowers the load."""
+    """600 invented rows in which adenines raise the load."""
     draw = random.Random(0)
     path = tmp_path_factory.mktemp("table") / "toy.csv"
     with path.open("w", newline="") as file:
@@ -41,6 +41,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerow(["seq", "rl", "library"])
         for row in range(600):
             sequence = "".join(draw.choice("ACGT") for _ in range(utr_data.LENGTH))
-            load = 6 - 2 * ("ATG" in sequence) + draw.gauss(0, 0.2)
+            load = 2 + sequence.count("A") / 4 + draw.gauss(0, 0.2)
             writer.writerow([sequence, load, utr_data.LIBRARIES[row % 2]])
     return path

@@ -36,6 +36,12 @@ def test_loading_is_quick() -> None:
     assert time.thread_time() - start < 1
 
 
+def test_loading_draws_no_random_numbers() -> None:
+    state = torch.get_rng_state()
+    fastguide.zoo.load("utr")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_task_is_complete(task: Task) -> None:
     assert task.name == "utr"
     assert (task.diffusion.length, task.diffusion.vocab_size, task.diffusion.mask_token) == (

@@ -1,0 +1,36 @@
+"""How closely a backend must agree with the reference, op by op."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Relative tolerance of floating-point outputs in units of their dtype's epsilon; integers are equal.
+# Behind each, the worst seen on x86-64 (Zen 4, every instruction set). All arithmetic is float64, so
+# a float32 output differs only where a rounding is straddled.
+TOLERANCE_EPS: dict[str, dict[torch.dtype, float]] = {
+    "philox_normal": {torch.float32: 2.0, torch.float64: 8.0},  # 1, 3
+    "select": {torch.float32: 0.0, torch.float64: 64.0},  # 0 (gathered copies), 6
+    "soft_value": {torch.float32: 2.0, torch.float64: 64.0},  # 1, 8
+}
+# log(mean) near 0 has no relative accuracy.
+ABSOLUTE = {"select": 1e-14, "soft_value": 1e-14}
+
+
+def assert_matches(op: str, got: Any, due: Any) -> None:
+    """Outputs of `op` (a tensor or nested tuples of them) agree: integers bit for bit, floats closely."""
+    if not isinstance(due, torch.Tensor):
+        assert len(got) == len(due), f"{op}: {len(got)} outputs, expected {len(due)}"
+        for one, other in zip(got, due, strict=True):
+            assert_matches(op, one, other)
+        return
+    assert got.shape == due.shape, f"{op}: shape {list(got.shape)}, expected {list(due.shape)}"
+    assert got.dtype == due.dtype, f"{op}: dtype {got.dtype}, expected {due.dtype}"
+    rtol = atol = 0.0
+    if due.is_floating_point() and op in TOLERANCE_EPS:
+        rtol = TOLERANCE_EPS[op][due.dtype] * torch.finfo(due.dtype).eps
+        atol = ABSOLUTE.get(op, 0.0)
+    torch.testing.assert_close(
+        got, due, rtol=rtol, atol=atol, equal_nan=True, msg=lambda text: f"{op}: {text}"
+    )
