@@ -7,7 +7,17 @@ sampler = fg.SVDD(task.diffusion, task.reward, num_candidates=10, alpha=0.1)
 result = sampler.sample(64, num_steps=128, seed=0)
 """
 
-from fastguide import diffusion, engine, evaluation, ops, result, samplers, values
+from fastguide import (
+    diffusion,
+    engine,
+    evaluation,
+    ops,
+    report,
+    result,
+    samplers,
+    values,
+    zoo,
+)
 from fastguide.diffusion import MaskedDiffusion
 from fastguide.errors import FastguideError
 from fastguide.evaluation import Cost
@@ -29,8 +39,10 @@ __all__ = [
     "engine",
     "evaluation",
     "ops",
+    "report",
     "result",
     "samplers",
     "use_backend",
     "values",
+    "zoo",
 ]

@@ -101,12 +101,13 @@ def test_matching_finds_the_smallest(due, rows_of):
 
 
 def test_matching_runs_one_fewer_when_in_doubt():
-    best_of, asked = fake_rows(lambda n: 10 * n)
-    num, _, how = report.match_rows(61, {1: best_of(1), 10: best_of(10)}, best_of)
+    best_of, asked = fake_rows(lambda n: 20 * n)
+    known = {1: best_of(1), 10: best_of(10)}
+    num, _, how = report.match_rows(121, known, best_of)
     assert (num, how["one_fewer_is"]) == (7, "measured")
     assert asked == [1, 10, 7, 6]
-    num, _, how = report.match_rows(69, {1: best_of(1), 10: best_of(10)}, best_of)
-    assert (num, how["one_fewer_is"], how["denoiser_rows_one_fewer"]) == (7, "interpolated", 60)
+    num, _, how = report.match_rows(139, known, best_of)
+    assert (num, how["one_fewer_is"], how["denoiser_rows_one_fewer"]) == (7, "interpolated", 120)
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ class Doctor(Command):
 
     def run(self) -> bool:
         """Print facts, then checks, then the verdict."""
-        facts = dict(_facts())
-        width = max(len(name) for name in facts)
-        for name, value in facts.items():
+        lines = dict(facts())
+        width = max(len(name) for name in lines)
+        for name, value in lines.items():
             print(f"{name.ljust(width)}  {value}")
         print()
         checks = []
@@ -73,7 +73,8 @@ class Doctor(Command):
         return False
 
 
-def _facts() -> Iterator[tuple[str, str]]:
+def facts() -> Iterator[tuple[str, str]]:
+    """What a bug report should hold: name and value of each line."""
     here = report.machine()
     yield "fastguide", here["fastguide"]
     yield "python", f"{here['python']} ({platform.python_implementation()})"

@@ -42,7 +42,8 @@ def expect(found: object, due: object, what: str) -> None:
 def check_stream() -> None:
     """Published vectors, and the op at the counter that one of them has."""
     for counter, key, words in PHILOX:
-        found = philox(*(torch.tensor(word) for word in counter), key)
+        c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
+        found = philox(c0, c1, c2, c3, key)
         expect(tuple(int(word) for word in found), words, "philox words")
     low, high = PHILOX[0][2][:2]
     drawn = ops.philox_uniform(0, torch.zeros(1, dtype=torch.int64), 0, 0, num_elements=1)

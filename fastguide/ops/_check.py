@@ -122,6 +122,12 @@ def output(
         )
 
 
+def at_least_one_token(logits: torch.Tensor) -> None:
+    """`logits` [U, L, V] has V >= 1."""
+    if logits.shape[2] == 0:
+        raise ArgumentError(f"logits must hold at least one token, got shape {list(logits.shape)}")
+
+
 def temperature(value: float) -> None:
     """A positive finite softmax temperature."""
     if not (value > 0 and math.isfinite(value)):

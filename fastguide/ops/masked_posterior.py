@@ -85,6 +85,7 @@ def _run(
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
     _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.at_least_one_token(logits)
     index = _check.integers("index", index, [num_rows], "[R]")
     keys = _check.integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, logits, x=x, index=index, keys=keys)

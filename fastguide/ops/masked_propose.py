@@ -109,6 +109,7 @@ def _run(
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
     _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.at_least_one_token(logits)
     keys = _check.integers("keys", keys, [num_rows, 2], "[N, 2]")
     chains = _check.integers("chains", chains, [num_rows], "[N]")
     index = _check.integers("index", index, [num_rows], "[N]")

@@ -46,9 +46,10 @@ def diversity(samples: Tensor) -> Diversity:
     if len(samples) < 2:
         return Diversity(distinct, float("nan"), float("nan"))
     distances = hamming_distances(samples).double()
-    upper = distances[tuple(torch.triu_indices(*distances.shape, offset=1))]
-    nearest = distances.fill_diagonal_(float("inf")).amin(dim=1)
-    return Diversity(distinct, float(upper.mean()), float(nearest.mean()))
+    row, column = torch.triu_indices(len(samples), len(samples), offset=1)
+    mean = distances[row, column].mean()
+    nearest = distances.fill_diagonal_(float("inf")).amin(dim=1).mean()
+    return Diversity(distinct, float(mean), float(nearest))
 
 
 def composition(sequences: Sequence[str], letters: str) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastguide.errors import MissingExtraError
 
@@ -27,7 +27,7 @@ GUIDED = ("#b5179e", "#e4572e", "#f2a541", "#7a9e3c", "#3b8f86")
 LETTERS = {"A": "#2e9e4f", "C": "#2f6fdb", "G": "#e8a013", "T": "#d43f3a", "U": "#d43f3a"}
 OTHER_LETTERS = ("#7b5cc4", "#2f6fdb", "#2e9e4f", "#e8a013", "#d43f3a", "#6b7785", "#1a9fa8")
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.titlesize": 12,

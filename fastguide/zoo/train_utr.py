@@ -109,34 +109,9 @@ def train(
         ) from error
     rows = utr_data.read(data)
     start = time.perf_counter()
-
-    def seed_of(half: int, member: int) -> int:
-        return 1000 * seed + 100 * half + member
-
-    with processes(threads) as submit:
-        # the longest job first
-        denoiser_job = submit(_fit_denoiser, data, recipe, 1000 * seed, progress)
-        oracle_jobs = {
-            half: [
-                submit(_fit_member, data, recipe, half, seed_of(index, member), progress)
-                for member in range(1, recipe.members + 1)
-            ]
-            for index, half in enumerate(HALVES)
-        }
-        denoiser_state = denoiser_job()
-        oracle_states = {half: [job() for job in jobs] for half, jobs in oracle_jobs.items()}
+    states = _fit_all(data, recipe, seed, threads, progress)
     seconds = time.perf_counter() - start
-
-    with torch.device("meta"):
-        denoiser = utr.build_denoiser(recipe.denoiser)
-        oracles = {half: utr.build_oracle(recipe.oracle, recipe.members) for half in HALVES}
-    _set_state(denoiser, denoiser_state)
-    models = {"denoiser": _store(out, "denoiser", denoiser, recipe.denoiser)}
-    for half, oracle in oracles.items():
-        oracle.centre, oracle.scale = target_moments(rows, half)
-        for member, state in zip(oracle.members, oracle_states[half], strict=True):
-            _set_state(member, state)
-        models[half] = _store(out, half, oracle, recipe.oracle) | {"members": recipe.members}
+    models = _store_all(out, recipe, rows, states)
     card = _card(rows, recipe, seed, models, seconds)
     write_card(out, card)
     card["metrics"] = measure(utr.load(out), rows, recipe.elbo_masks)
@@ -218,6 +193,40 @@ def order_agnostic_loss(denoiser: nn.Module, x: Tensor, levels: Tensor) -> Tenso
     logits: Tensor = denoiser(x.masked_fill(hidden, utr.VOCAB_SIZE), torch.zeros(batch))
     log_p = logits.log_softmax(dim=-1).gather(-1, x[..., None])[..., 0]
     return -(log_p * hidden).sum(dim=1) / count
+
+
+def _fit_all(
+    data: Path, recipe: Recipe, seed: int, threads: int, progress: bool
+) -> dict[str, list[State]]:
+    """Fit every network, `threads` at once; the states of each model's members."""
+    with processes(threads) as submit:
+        # the longest job first
+        jobs = {"denoiser": [submit(_fit_denoiser, data, recipe, 1000 * seed, progress)]}
+        for index, half in enumerate(HALVES):
+            jobs[half] = [
+                submit(
+                    _fit_member, data, recipe, half, 1000 * seed + 100 * index + member, progress
+                )
+                for member in range(1, recipe.members + 1)
+            ]
+        return {name: [job() for job in members] for name, members in jobs.items()}
+
+
+def _store_all(
+    out: Path, recipe: Recipe, rows: utr_data.Measurements, states: dict[str, list[State]]
+) -> dict[str, Any]:
+    """Write the fitted networks into `out`; their entries in the card."""
+    with torch.device("meta"):
+        denoiser = utr.build_denoiser(recipe.denoiser)
+        oracles = {half: utr.build_oracle(recipe.oracle, recipe.members) for half in HALVES}
+    _set_state(denoiser, states["denoiser"][0])
+    models = {"denoiser": _store(out, "denoiser", denoiser, recipe.denoiser)}
+    for half, oracle in oracles.items():
+        oracle.centre, oracle.scale = target_moments(rows, half)
+        for member, state in zip(oracle.members, states[half], strict=True):
+            _set_state(member, state)
+        models[half] = _store(out, half, oracle, recipe.oracle) | {"members": recipe.members}
+    return models
 
 
 def _fit_denoiser(data: Path, recipe: Recipe, seed: int, progress: bool) -> State:
