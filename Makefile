@@ -61,7 +61,10 @@ sanitize: ## run the C++ tests under AddressSanitizer and UBSan
 	$(CXX) -std=c++17 -O1 -g -fopenmp -ffp-contract=off -Wall -Wextra -Werror \
 		-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
 		-Icsrc/include csrc/tests/*.cpp csrc/cpu/*.cpp -o build/test_kernels
-	OMP_NUM_THREADS=2 ./build/test_kernels
+	@set -e; for level in baseline avx2 avx512; do \
+		if [ $$level != baseline ] && ! grep -qs $$level /proc/cpuinfo; then continue; fi; \
+		FASTGUIDE_CPU=$$level OMP_NUM_THREADS=2 ./build/test_kernels; \
+	done
 
 clean: ## remove everything that was built, but not $(VENV)
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -56,7 +56,9 @@ def launch_philox_uniform(
         chains.data_ptr(),
         _address(first_candidate),
         counter,
-        *out.shape,
+        out.shape[0],
+        out.shape[1],
+        out.shape[2],
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -75,7 +77,9 @@ def launch_philox_normal(
         chains.data_ptr(),
         _address(first_candidate),
         counter,
-        *out.shape,
+        out.shape[0],
+        out.shape[1],
+        out.shape[2],
         out.dtype == torch.float64,
         out.data_ptr(),
         torch.get_num_threads(),
@@ -85,7 +89,12 @@ def launch_philox_normal(
 def launch_masked_keys(x: torch.Tensor, out: torch.Tensor) -> None:
     """x [R, L] int64 -> out [R, 2] int64."""
     _C.masked_keys(
-        x.data_ptr(), x.stride(), *x.shape, out.data_ptr(), torch.get_num_threads()
+        x.data_ptr(),
+        x.stride(),
+        x.shape[0],
+        x.shape[1],
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
 
 
@@ -105,7 +114,7 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed [N, K]."""
+    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed."""
     return _C.masked_propose(
         logits.data_ptr(),
         logits.dtype == torch.float64,
@@ -116,7 +125,8 @@ def launch_masked_propose(
         temperature,
         x.data_ptr(),
         x.stride(),
-        *x.shape,
+        x.shape[0],
+        x.shape[1],
         mask_token,
         keys.data_ptr(),
         rho,
@@ -155,7 +165,8 @@ def launch_masked_posterior(
         temperature,
         x.data_ptr(),
         x.stride(),
-        *x.shape,
+        x.shape[0],
+        x.shape[1],
         mask_token,
         num_samples,
         _address(keys),
@@ -173,7 +184,7 @@ def launch_unique_rows(
     inverse: torch.Tensor,
     count: torch.Tensor,
 ) -> None:
-    """rows [R, L] with unit stride along L, keys [R, 2] -> first [R], inverse [R], count [1], int64."""
+    """rows [R, L] with unit stride along L, keys [R, 2] -> first [R], inverse [R], count [1]."""
     size = rows.element_size()
     _C.unique_rows(
         rows.data_ptr(),
@@ -217,7 +228,9 @@ def _gather_item(
 def _inner_contiguous(source: torch.Tensor, lead: int) -> bool:
     """What one row takes is one block of memory."""
     due = 1
-    for length, stride in zip(source.shape[:lead - 1:-1], source.stride()[:lead - 1:-1], strict=True):
+    for length, stride in zip(
+        source.shape[: lead - 1 : -1], source.stride()[: lead - 1 : -1], strict=True
+    ):
         if length != 1 and stride != due:
             return False
         due *= length
@@ -238,7 +251,7 @@ def launch_select(
     ess: torch.Tensor,
     gathered: Sequence[torch.Tensor],
 ) -> Fault | None:
-    """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess [N], gathered."""
+    """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess, gathered."""
     # Holds the copies until the kernel has read them.
     sources = [
         source if _inner_contiguous(source, 2 if where is None else 1) else source.contiguous()
@@ -251,7 +264,8 @@ def launch_select(
     return _C.select(
         _matrix(values),
         _matrix(log_ratio),
-        *values.shape,
+        values.shape[0],
+        values.shape[1],
         alpha,
         seed,
         chains.data_ptr(),
@@ -273,7 +287,8 @@ def launch_soft_value(
         values.data_ptr(),
         values.dtype == torch.float64,
         values.stride(),
-        *values.shape,
+        values.shape[0],
+        values.shape[1],
         SOFT_VALUE_KINDS[kind],
         alpha,
         0.0 if tau is None else tau,

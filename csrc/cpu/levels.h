@@ -14,6 +14,12 @@
 #define FG_LANE static inline __attribute__((always_inline)) FG_TARGET
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define FG_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define FG_PREFETCH(address) static_cast<void>(address)
+#endif
+
 #define FG_LEVEL 0
 #define FG_NAMESPACE baseline
 #define FG_TARGET

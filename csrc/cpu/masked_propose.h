@@ -1,21 +1,35 @@
 // Body of masked_propose, compiled once per instruction set (levels.h).
 //
-// Per chain: list the masked sites; one REVEAL block per (site, four candidates), eight sites at a
-// time; collect what is revealed, ordered by site; then draw the tokens and key words of a whole
-// batch of reveals, eight Philox blocks at a time, with one CDF per site.
+// Per chain: list the masked sites, and run one REVEAL block per (site, four candidates), eight sites
+// at a time, copying the parent to its candidates in between (the copies wait for memory, the blocks
+// for arithmetic). What is revealed waits, while its logits are fetched, until a batch of some
+// hundred over several chains is full; then the tokens and key words of the batch are drawn, eight
+// blocks at a time, with one CDF per (chain, site).
 #include "masked_rows.h"
 #include "zobrist_lanes.h"
 
 namespace fastguide {
 namespace FG_NAMESPACE {
 
-// Reveals of one chain that wait for their tokens: site and candidate id of each, and `slot`, the
-// number of its site among the distinct ones, which `slot_site` lists.
+// Reveals that wait for their tokens. A slot is a distinct (row, site) among them: candidates that
+// reveal the same site share its CDF.
+template <class T>
 struct Reveals {
   explicit Reveals(i64 capacity)
-      : site(capacity + LANES), id(capacity + LANES), slot(capacity + LANES), slot_site(capacity + LANES) {}
+      : site(capacity + LANES),
+        id(capacity + LANES),
+        chain(capacity + LANES),
+        candidate(capacity + LANES),
+        slot(capacity + LANES),
+        slot_site(capacity + LANES),
+        slot_row(capacity + LANES),
+        slot_logits(capacity + LANES) {}
 
-  std::vector<u32> site, id, slot, slot_site;
+  std::vector<u32> site, id, chain;     // counter words of the TOKEN draw
+  std::vector<i64> candidate;           // row * K + k, where the token goes
+  std::vector<u32> slot, slot_site;
+  std::vector<i64> slot_row;
+  std::vector<const T*> slot_logits;    // [V] at the slot's site
   i64 count = 0, num_slots = 0;
 };
 
@@ -41,46 +55,61 @@ class Proposer {
         last_(cdf_slots_) {}
 
   FG_TARGET Fault run(i64 begin, i64 end) {
+    Fault waiting, fault;
     for (i64 n = begin; n < end; ++n) {
-      Fault fault;
-      if (!propose(n, &fault)) return fault;
+      if (propose(n, &fault)) continue;
+      // Rows before n may still wait; a fault of theirs comes first.
+      return flush(&waiting) ? fault : waiting;
     }
-    return {};
+    flush(&fault);
+    return fault;
   }
 
  private:
-  static constexpr i64 MIN_BATCH = 512;
+  static constexpr i64 MIN_BATCH = 384;
   static constexpr i64 CDF_DOUBLES = 2048;
 
   FG_TARGET bool propose(i64 n, Fault* fault) {
-    const i64 num_candidates = args_.num_candidates, length = states_.length;
+    const i64 num_candidates = args_.num_candidates;
     first_ = args_.first_candidate == nullptr ? 0 : args_.first_candidate[n];
     chain_ = args_.chains[n];
     if (!check_ids(chain_, first_, num_candidates, n, fault)) return false;
-    logits_row_ = logits_of(logits_, n, fault);
-    if (logits_row_ == nullptr) return false;
+    const T* logits_row;
+    if (!find_logits(logits_, n, &logits_row, fault)) return false;
     const i64 num_masked =
         scan_row(states_, n, logits_.vocab_size, row_.data(), sites_.data(), fault);
     if (num_masked < 0) return false;
 
-    tokens_ = args_.out_tokens + n * num_candidates * length;
-    keys_ = args_.out_keys + n * num_candidates * 2;
-    changed_ = args_.out_changed + n * num_candidates;
-    for (i64 k = 0; k < num_candidates; ++k) {
-      std::memcpy(tokens_ + k * length, row_.data(), static_cast<size_t>(length) * sizeof(i64));
-      keys_[2 * k] = args_.keys[2 * n];
-      keys_[2 * k + 1] = args_.keys[2 * n + 1];
-      changed_[k] = 0;
-    }
+    i64 copied = 0;
     for (i64 b = 0; b < num_masked; b += LANES) {
-      reveal_block(b, num_masked - b < LANES ? num_masked - b : LANES);
-      if (reveals_.count + LANES * num_candidates > capacity_ && !flush(n, fault)) return false;
+      if (reveals_.count + LANES * num_candidates > capacity_) {
+        for (; copied < num_candidates; ++copied) copy_parent(n, copied);
+        if (!flush(fault)) return false;
+      }
+      const i64 valid = num_masked - b < LANES ? num_masked - b : LANES;
+      reveal_block(n, logits_row, b, valid);
+      {
+        const char* next = reinterpret_cast<const char*>(args_.out_tokens + (n + 1) * num_candidates * states_.length);
+        const i64 bytes = (n + 1 < states_.num_rows) ? num_candidates * states_.length * 8 : 0;
+        for (i64 at = bytes * b / num_masked & ~63LL; at < bytes * (b + valid) / num_masked; at += 64)
+          __builtin_prefetch(next + at, 1, 2);
+      }
+      for (; copied < num_candidates * (b + valid) / num_masked; ++copied) copy_parent(n, copied);
     }
-    return flush(n, fault);
+    for (; copied < num_candidates; ++copied) copy_parent(n, copied);
+    return true;
+  }
+
+  FG_TARGET void copy_parent(i64 n, i64 k) {
+    const i64 at = n * args_.num_candidates + k;
+    copy_tokens(args_.out_tokens + at * states_.length, row_.data(), states_.length);
+    args_.out_keys[2 * at] = args_.keys[2 * n];
+    args_.out_keys[2 * at + 1] = args_.keys[2 * n + 1];
+    args_.out_changed[at] = 0;
   }
 
   // Appends what the candidates reveal among sites_[b], ..., sites_[b + valid - 1].
-  FG_TARGET void reveal_block(i64 b, i64 valid) {
+  FG_TARGET void reveal_block(i64 n, const T* logits_row, i64 b, i64 valid) {
     const u32 in_row = (1u << valid) - 1;
     const i64 num_candidates = args_.num_candidates;
     const Lanes site = load_words(sites_.data() + b), chain = lanes(static_cast<u64>(chain_));
@@ -98,35 +127,53 @@ class Proposer {
         any |= below[word];
       }
     }
-    // Appends without branching on each candidate: written always, counted if revealed.
-    u32* const waiting_site = reveals_.site.data();
-    u32* const waiting_id = reveals_.id.data();
-    u32* const waiting_slot = reveals_.slot.data();
-    i64 count = reveals_.count;
     for (int i = 0; i < SET_BITS.count[any]; ++i) {
       const u32 lane = SET_BITS.bytes[any][i];
-      const u32 revealed = sites_[static_cast<size_t>(b + lane)];
-      for (i64 k = 0; k < num_candidates; ++k) {
-        waiting_site[count] = revealed;
-        waiting_id[count] = static_cast<u32>(first_ + k);
-        waiting_slot[count] = static_cast<u32>(reveals_.num_slots);
-        count += masks_[static_cast<size_t>(k)] >> lane & 1;
-      }
-      reveals_.slot_site[static_cast<size_t>(reveals_.num_slots++)] = revealed;
+      append(n, logits_row, sites_[static_cast<size_t>(b + lane)], lane);
+    }
+  }
+
+  // Appends the candidates whose mask has the bit `lane`, without branching on each: written always,
+  // counted if revealed.
+  FG_TARGET void append(i64 n, const T* logits_row, u32 site, u32 lane) {
+    const size_t slot = static_cast<size_t>(reveals_.num_slots++);
+    const T* logits = logits_row + site * logits_.site_stride;
+    FG_PREFETCH(logits);
+    reveals_.slot_site[slot] = site;
+    reveals_.slot_row[slot] = n;
+    reveals_.slot_logits[slot] = logits;
+    u32* const sites = reveals_.site.data();
+    u32* const ids = reveals_.id.data();
+    u32* const chains = reveals_.chain.data();
+    u32* const slots = reveals_.slot.data();
+    i64* const candidates = reveals_.candidate.data();
+    i64 count = reveals_.count;
+    for (i64 k = 0; k < args_.num_candidates; ++k) {
+      sites[count] = site;
+      ids[count] = static_cast<u32>(first_ + k);
+      chains[count] = static_cast<u32>(chain_);
+      slots[count] = static_cast<u32>(slot);
+      candidates[count] = n * args_.num_candidates + k;
+      count += masks_[static_cast<size_t>(k)] >> lane & 1;
     }
     reveals_.count = count;
   }
 
   // Draws the tokens of the waiting reveals and writes them with their keys.
-  FG_TARGET bool flush(i64 n, Fault* fault) {
+  FG_TARGET bool flush(Fault* fault) {
     draw_uniforms();
     i64 e = 0;
     for (i64 slot = 0; slot < reveals_.num_slots; slot += cdf_slots_) {
       const i64 left = reveals_.num_slots - slot;
       const i64 count = left < cdf_slots_ ? left : cdf_slots_;
-      if (!token_cdfs(logits_, logits_row_, n, reveals_.slot_site.data() + slot, count, cdf_.data(),
-                      last_.data(), fault))
+      i32 code;
+      const i64 bad =
+          token_cdfs(logits_, reveals_.slot_logits.data() + slot, count, cdf_.data(), last_.data(), &code);
+      if (bad < count) {
+        const size_t at = static_cast<size_t>(slot + bad);
+        *fault = {code, reveals_.slot_row[at], reveals_.slot_site[at], 0};
         return false;
+      }
       for (; e < reveals_.count && reveals_.slot[static_cast<size_t>(e)] < slot + count; ++e) {
         const size_t i = static_cast<size_t>(e);
         const i64 j = reveals_.slot[i] - slot;
@@ -140,10 +187,11 @@ class Proposer {
   }
 
   FG_TARGET void draw_uniforms() {
-    const Lanes chain = lanes(static_cast<u64>(chain_)), c3 = lanes(args_.step << 8 | TOKEN);
+    const Lanes c3 = lanes(args_.step << 8 | TOKEN);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
-      const PhiloxLanes block = philox_lanes(load_words(reveals_.site.data() + e),
-                                             load_words(reveals_.id.data() + e), chain, c3, schedule_);
+      const PhiloxLanes block =
+          philox_lanes(load_words(reveals_.site.data() + e), load_words(reveals_.id.data() + e),
+                       load_words(reveals_.chain.data() + e), c3, schedule_);
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
@@ -165,12 +213,12 @@ class Proposer {
       const i64 left = reveals_.count - e;
       for (i64 i = 0; i < (left < LANES ? left : LANES); ++i) {
         const size_t at = static_cast<size_t>(e + i);
-        const i64 k = reveals_.id[at] - first_;
+        const i64 candidate = reveals_.candidate[at];
         const Key128 change = words[i] ^ mask_words_[reveals_.slot[at]];
-        tokens_[k * states_.length + reveals_.site[at]] = token_[at];
-        keys_[2 * k] ^= static_cast<i64>(change.low);
-        keys_[2 * k + 1] ^= static_cast<i64>(change.high);
-        ++changed_[k];
+        args_.out_tokens[candidate * states_.length + reveals_.site[at]] = token_[at];
+        args_.out_keys[2 * candidate] ^= static_cast<i64>(change.low);
+        args_.out_keys[2 * candidate + 1] ^= static_cast<i64>(change.high);
+        ++args_.out_changed[candidate];
       }
     }
   }
@@ -184,16 +232,12 @@ class Proposer {
 
   // The chain at hand.
   i64 first_ = 0, chain_ = 0;
-  const T* logits_row_ = nullptr;
-  i64* tokens_ = nullptr;
-  i64* keys_ = nullptr;
-  i32* changed_ = nullptr;
 
-  // Scratch, reused from chain to chain.
+  // Scratch, reused from batch to batch.
   std::vector<i64> row_;        // [L], and room for LANES more
   std::vector<u32> sites_;      // the masked sites
   std::vector<u32> masks_;      // [K], bit i: reveals lane i of the block
-  Reveals reveals_;
+  Reveals<T> reveals_;
   std::vector<double> u_;
   std::vector<u32> token_;
   std::vector<Key128> mask_words_;  // of each slot

@@ -20,7 +20,8 @@ static bool gather(const GatherItem& item, i64 n, i64 num_candidates, i64 k, Fau
     }
     source = item.source + row * item.row_stride_bytes;
   }
-  std::memcpy(item.target + n * item.inner_bytes, source, static_cast<size_t>(item.inner_bytes));
+  if (item.inner_bytes > 0)
+    std::memcpy(item.target + n * item.inner_bytes, source, static_cast<size_t>(item.inner_bytes));
   return true;
 }
 

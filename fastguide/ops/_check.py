@@ -71,14 +71,19 @@ def float_dtype(name: str, value: torch.dtype) -> None:
 
 
 def integers(
-    name: str, tensor: torch.Tensor | None, due: Sequence[int | None], letters: str
-) -> torch.Tensor | None:
-    """None, or an int64 tensor of shape `due`; returned contiguous."""
-    if tensor is None:
-        return None
+    name: str, tensor: torch.Tensor, due: Sequence[int | None], letters: str
+) -> torch.Tensor:
+    """`tensor` is int64 of shape `due`; returned contiguous."""
     dtype(name, tensor, (torch.int64,))
     shape(name, tensor, due, letters)
     return tensor.contiguous()
+
+
+def optional_integers(
+    name: str, tensor: torch.Tensor | None, due: Sequence[int | None], letters: str
+) -> torch.Tensor | None:
+    """As `integers`, or None."""
+    return None if tensor is None else integers(name, tensor, due, letters)
 
 
 def same_device(op: str, first: torch.Tensor, **others: torch.Tensor | None) -> None:

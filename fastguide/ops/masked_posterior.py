@@ -35,8 +35,9 @@ def masked_posterior(
         num_samples: 0 for the mode (first maximum); S > 0 for S independent samples per state.
         keys: [R, 2] int64, `masked_keys(x)`; needed for samples: they replace chain and step in the
             counter, so equal states get equal samples wherever and whenever they appear.
-        seed: int in [0, 2**64).   temperature: positive; samples follow softmax(logits / temperature).
-        purpose: Purpose.POSTERIOR or Purpose.LOOKAHEAD.   out: optional result, contiguous, overwritten.
+        seed: int in [0, 2**64).   temperature: positive; samples follow
+            softmax(logits / temperature).   purpose: Purpose.POSTERIOR or Purpose.LOOKAHEAD.
+        out: optional result, contiguous, overwritten.
 
     Returns:
         [R, L] int64 (mode) or [R, S, L] int64 (samples).
@@ -84,10 +85,12 @@ def _run(
     _check.shape("x", x, [None, None], "[R, L]")
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.shape(
+        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
+    )
     _check.at_least_one_token(logits)
-    index = _check.integers("index", index, [num_rows], "[R]")
-    keys = _check.integers("keys", keys, [num_rows, 2], "[R, 2]")
+    index = _check.optional_integers("index", index, [num_rows], "[R]")
+    keys = _check.optional_integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, logits, x=x, index=index, keys=keys)
     _check.at_least("num_samples", num_samples, 0)
     _check.temperature(temperature)
@@ -138,9 +141,7 @@ def _allocate(
     temperature: float,
     purpose: int,
 ) -> torch.Tensor:
-    return _run(
-        logits, x, mask_token, index, num_samples, keys, seed, temperature, purpose, None
-    )
+    return _run(logits, x, mask_token, index, num_samples, keys, seed, temperature, purpose, None)
 
 
 def _fake(

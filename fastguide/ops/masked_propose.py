@@ -16,7 +16,7 @@ OP = "masked_propose"
 
 
 class Proposal(NamedTuple):
-    """Candidates of N chains: tokens [N, K, L] int64, keys [N, K, 2] int64, changed [N, K] int32."""
+    """Candidates: tokens [N, K, L] int64, keys [N, K, 2] int64, changed [N, K] int32."""
 
     tokens: torch.Tensor
     keys: torch.Tensor
@@ -108,12 +108,16 @@ def _run(
     _check.shape("x", x, [None, None], "[N, L]")
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.shape(
+        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
+    )
     _check.at_least_one_token(logits)
     keys = _check.integers("keys", keys, [num_rows, 2], "[N, 2]")
     chains = _check.integers("chains", chains, [num_rows], "[N]")
-    index = _check.integers("index", index, [num_rows], "[N]")
-    first_candidate = _check.integers("first_candidate", first_candidate, [num_rows], "[N]")
+    index = _check.optional_integers("index", index, [num_rows], "[N]")
+    first_candidate = _check.optional_integers(
+        "first_candidate", first_candidate, [num_rows], "[N]"
+    )
     _check.same_device(
         OP, logits, x=x, keys=keys, chains=chains, index=index, first_candidate=first_candidate
     )

@@ -42,7 +42,8 @@ def philox_normal(
 
     Noise: counter (element // 4, candidate id, chain, step << 8 | purpose); the word pairs (0, 1)
         and (2, 3) are Box-Muller pairs (r cos, r sin), so the tail reaches 6.66.
-    Determinism: cpp is bit-equal on every instruction set and split; within 2 ulp (float32) of reference.
+    Determinism: cpp gives equal bits on every instruction set and split, and is within 2 ulp
+        (float32) of the reference.
     Gradient: none (no float input).   Oracle: fastguide.reference.philox_normal.
     """
     dtype = dtype if out is None else out.dtype
@@ -71,7 +72,9 @@ def _run(
     counter = _check.counter(step, purpose)
     chains = _check.integers("chains", chains, [None], "[N]")
     num_chains = len(chains)
-    first_candidate = _check.integers("first_candidate", first_candidate, [num_chains], "[N]")
+    first_candidate = _check.optional_integers(
+        "first_candidate", first_candidate, [num_chains], "[N]"
+    )
     _check.same_device(OP, chains, first_candidate=first_candidate)
     due = (num_chains, num_candidates, num_elements)
     if out is None:

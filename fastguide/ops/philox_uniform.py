@@ -39,8 +39,9 @@ def philox_uniform(
         BackendError: no backend can serve.
 
     Noise: counter (element, candidate id, chain, step << 8 | purpose), words 0 and 1.
-    Determinism: equal bits on every backend, thread count and split.   Gradient: none (no float input).
-    Oracle: fastguide.reference.philox_uniform.   Source: Salmon et al., SC 2011.
+    Determinism: equal bits on every backend, thread count and split.
+    Gradient: none (no float input).   Oracle: fastguide.reference.philox_uniform.
+    Source: Salmon et al., SC 2011.
     """
     arguments = (_check.signed_seed(seed), chains, step, int(purpose), num_elements, num_candidates)
     if out is None:
@@ -65,7 +66,9 @@ def _run(
     counter = _check.counter(step, purpose)
     chains = _check.integers("chains", chains, [None], "[N]")
     num_chains = len(chains)
-    first_candidate = _check.integers("first_candidate", first_candidate, [num_chains], "[N]")
+    first_candidate = _check.optional_integers(
+        "first_candidate", first_candidate, [num_chains], "[N]"
+    )
     _check.same_device(OP, chains, first_candidate=first_candidate)
     due = (num_chains, num_candidates, num_elements)
     if out is None:
@@ -102,9 +105,7 @@ def _allocate(
     num_candidates: int,
     first_candidate: torch.Tensor | None,
 ) -> torch.Tensor:
-    return _run(
-        seed, chains, step, purpose, num_elements, num_candidates, first_candidate, None
-    )
+    return _run(seed, chains, step, purpose, num_elements, num_candidates, first_candidate, None)
 
 
 def _fake(
@@ -116,9 +117,7 @@ def _fake(
     num_candidates: int,
     first_candidate: torch.Tensor | None,
 ) -> torch.Tensor:
-    return chains.new_empty(
-        (chains.shape[0], num_candidates, num_elements), dtype=torch.float64
-    )
+    return chains.new_empty((chains.shape[0], num_candidates, num_elements), dtype=torch.float64)
 
 
 register(

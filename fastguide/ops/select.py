@@ -21,7 +21,7 @@ OP = "select"
 class Selection(NamedTuple):
     """index [N] int64, lme [N] float64 (nats), ess [N] float64, gathered: one tensor per item."""
 
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # the name of a tuple method
     lme: torch.Tensor
     ess: torch.Tensor
     gathered: tuple[torch.Tensor, ...]
@@ -51,8 +51,8 @@ def select(
         purpose: Purpose.SELECT or Purpose.FINAL.
         gather: tensors [N, K, ...] -> [N, ...], or pairs (tensor [U, ...], idx [N, K] int64)
             -> tensor[idx[n, index[n]]]. Any dtype.
-        out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must not
-            overlap their sources.
+        out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must
+            not overlap their sources.
 
     Returns:
         Selection: index [N] int64; lme [N] float64, log-mean-exp of the log-weights in nats
@@ -119,7 +119,7 @@ def _run(
         _check.shape("log_ratio", log_ratio, [num_rows, num_candidates], "[N, K]")
     counter = _check.counter(step, purpose)
     chains = _check.integers("chains", chains, [num_rows], "[N]")
-    particles = _check.integers("particles", particles, [num_rows], "[N]")
+    particles = _check.optional_integers("particles", particles, [num_rows], "[N]")
     _check.same_device(OP, values, chains=chains, log_ratio=log_ratio, particles=particles)
     items = [
         _gather_item(i, tensor, where, values)

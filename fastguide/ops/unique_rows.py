@@ -20,7 +20,7 @@ class UniqueRows(NamedTuple):
 
     first: torch.Tensor
     inverse: torch.Tensor
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment]  # the name of a tuple method
 
 
 def unique_rows(
@@ -39,7 +39,8 @@ def unique_rows(
 
     Returns:
         UniqueRows: first [R], where first[:count] are the rows that open each group, ascending, and
-        the rest is 0; inverse [R], the group of each row, so rows[first[inverse]] == rows; count [1].
+        the rest is 0; inverse [R], the group of each row, so rows[first[inverse]] == rows;
+        count [1].
 
     Raises:
         ShapeError, DtypeError, ArgumentError: an argument that cannot work, by name.
@@ -60,10 +61,12 @@ def _run(
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
 ) -> UniqueRows:
     if rows.dtype not in INTEGERS:
-        raise DtypeError(f"rows must hold integers, got {rows.dtype}; convert them with rows.long()")
+        raise DtypeError(
+            f"rows must hold integers, got {rows.dtype}; convert them with rows.long()"
+        )
     _check.shape("rows", rows, [None, None], "[R, L]")
     num_rows = rows.shape[0]
-    keys = _check.integers("keys", keys, [num_rows, 2], "[R, 2]")
+    keys = _check.optional_integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, rows, keys=keys)
     if out is None:
         first = torch.empty(num_rows, dtype=torch.int64, device=rows.device)

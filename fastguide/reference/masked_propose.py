@@ -37,7 +37,7 @@ def masked_propose(
     temperature: float = 1.0,
     first_candidate: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reveal each masked site with probability rho, drawing its token from softmax(logits / temperature).
+    """Reveal each masked site with probability rho; draw tokens from softmax(logits / temperature).
 
     Args:
         logits: [U, L, V] float32|float64.   x: [N, L] int64.   keys: [N, 2] int64, keys of x.
@@ -74,7 +74,9 @@ def masked_propose(
     )
     lane = (ids % 4)[:, :, None]
     word = torch.where(
-        lane < 2, torch.where(lane == 0, words[0], words[1]), torch.where(lane == 2, words[2], words[3])
+        lane < 2,
+        torch.where(lane == 0, words[0], words[1]),
+        torch.where(lane == 2, words[2], words[3]),
     )
     reveal = masked[:, None, :] & (word < math.floor(rho * 2**32))
 
@@ -89,7 +91,7 @@ def masked_propose(
         drawn = pick(weights, uniform53(w0, w1))
         tokens[n, k, site] = drawn
         change = site_words(site, drawn) ^ site_words(site, torch.full_like(site, mask_token))
-        for l in site.unique():
-            at = site == l
+        for each in site.unique():
+            at = site == each
             out_keys[n[at], k[at]] ^= change[at]
     return tokens, out_keys, reveal.sum(-1, dtype=torch.int32)

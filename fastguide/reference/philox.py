@@ -24,7 +24,7 @@ WEYL_1 = 0xBB67AE85
 def philox(
     c0: torch.Tensor, c1: torch.Tensor, c2: torch.Tensor, c3: torch.Tensor, key: tuple[int, int]
 ) -> Words:
-    """The four output words at counter (c0, c1, c2, c3), int64 tensors in [0, 2**32) that broadcast."""
+    """The four output words at counter (c0, c1, c2, c3): int64 in [0, 2**32), broadcast."""
     c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
     k0, k1 = key
     for _ in range(10):

@@ -29,7 +29,7 @@ def philox_normal(
 
     Args:
         seed: in [0, 2**64).   chains: [N] int64 global ids.   step, purpose: counter word c3.
-        first_candidate: [N] int64, zeros if None.   dtype: float32 or float64 (computed in float64).
+        first_candidate: [N] int64, zeros if None.   dtype: float32 or float64, of the result only.
 
     Returns:
         [N, num_candidates, num_elements] of `dtype`.

@@ -26,9 +26,9 @@ def unique_rows(
             opened.append(r)
         inverse.append(group)
     first = opened + [0] * (len(inverse) - len(opened))
-    as_int64 = dict(dtype=torch.int64, device=rows.device)
+    device = rows.device
     return (
-        torch.tensor(first, **as_int64),
-        torch.tensor(inverse, **as_int64),
-        torch.tensor([len(opened)], **as_int64),
+        torch.tensor(first, dtype=torch.int64, device=device),
+        torch.tensor(inverse, dtype=torch.int64, device=device),
+        torch.tensor([len(opened)], dtype=torch.int64, device=device),
     )

@@ -19,7 +19,7 @@ h3 { margin: 0 0 0.6rem; }
 .findings li { margin: 0.45rem 0; }
 .grid { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
-figure { margin: 0; }
+figure.card { margin: 0; }
 figure img { width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: 0.92rem; margin-top: 0.5rem; }
 .scroll { overflow-x: auto; }

@@ -135,7 +135,9 @@ def draw_steps(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def draw_values(axes: Axes, result: Result, colour: str, label: str = "median") -> None:
+def draw_values(
+    axes: Axes, result: Result, colour: str, label: str = "median, middle half"
+) -> None:
     """Median and middle half over chains of the value at each step."""
     quantiles = result.trace.value_quantiles((0.25, 0.5, 0.75)).double().numpy()
     step = np.arange(1, len(quantiles) + 1)
@@ -210,7 +212,9 @@ def draw_seconds(axes: Axes, labels: Sequence[str], costs: Sequence[Cost]) -> No
         start += width
     axes.set_title("Seconds, by what took them")
     axes.set_xlabel("seconds")
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    # inches, not shares: panels differ in height
+    below = -0.62 / axes.get_position().height / axes.figure.get_figheight()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.42, below), ncols=4, columnspacing=1.2)
     _method_rows(axes, labels)
 
 

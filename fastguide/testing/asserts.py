@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-# Relative tolerance of floating-point outputs in units of their dtype's epsilon; integers are equal.
-# Behind each, the worst seen on x86-64 (Zen 4, every instruction set). All arithmetic is float64, so
-# a float32 output differs only where a rounding is straddled.
+# Relative tolerance of floating-point outputs in units of their dtype's epsilon; integers are
+# equal. Behind each, the worst seen on x86-64 (Zen 4, every instruction set). All arithmetic is
+# float64, so a float32 output differs only where a rounding is straddled.
 TOLERANCE_EPS: dict[str, dict[torch.dtype, float]] = {
     "philox_normal": {torch.float32: 2.0, torch.float64: 8.0},  # 1, 3
     "select": {torch.float32: 0.0, torch.float64: 64.0},  # 0 (gathered copies), 6
@@ -19,7 +19,7 @@ ABSOLUTE = {"select": 1e-14, "soft_value": 1e-14}
 
 
 def assert_matches(op: str, got: Any, due: Any) -> None:
-    """Outputs of `op` (a tensor or nested tuples of them) agree: integers bit for bit, floats closely."""
+    """Outputs of `op`, a tensor or nested tuples, agree: integers bit for bit, floats closely."""
     if not isinstance(due, torch.Tensor):
         assert len(got) == len(due), f"{op}: {len(got)} outputs, expected {len(due)}"
         for one, other in zip(got, due, strict=True):

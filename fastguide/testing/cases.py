@@ -103,6 +103,7 @@ def _masked_keys() -> Iterator[Sample]:
 # (name, N, L, V, K, rho, mask share, temperature)
 _PROPOSE = [
     ("no rows", 0, 4, 3, 2, 0.5, 0.5, 1.0),
+    ("no sites", 3, 0, 4, 2, 0.5, 0.5, 1.0),
     ("one of everything", 1, 1, 1, 1, 0.5, 1.0, 1.0),
     ("small", 5, 7, 4, 3, 0.3, 0.6, 1.0),
     ("usual", 16, 50, 4, 10, 1 / 64, 0.5, 1.0),
@@ -165,7 +166,14 @@ def _masked_propose() -> Iterator[Sample]:
 def _masked_posterior() -> Iterator[Sample]:
     draw = _Draw(3)
     for i, (n, length, vocab, share) in enumerate(
-        [(0, 4, 3, 0.5), (1, 1, 1, 1.0), (5, 50, 4, 0.5), (3, 33, 20, 1.0), (2, 40, 3000, 0.4)]
+        [
+            (0, 4, 3, 0.5),
+            (2, 0, 4, 0.5),
+            (1, 1, 1, 1.0),
+            (5, 50, 4, 0.5),
+            (3, 33, 20, 1.0),
+            (2, 40, 3000, 0.4),
+        ]
     ):
         dtype = torch.float64 if i % 2 else torch.float32
         x = draw.states(n, length, vocab, vocab, share)
@@ -229,19 +237,26 @@ def _select() -> Iterator[Sample]:
         draw.integers(0, 9, 6, 4, 10)[..., ::2],
         draw.normal(6, 8, 3, dtype=torch.float64)[:, ::2],
         draw.integers(0, 2, 6, 4, 2).bool(),
+        draw.normal(6, 4, 0),
         (draw.normal(9, 5, 2), draw.integers(0, 9, 6, 4)),
         (draw.integers(0, 9, 4), draw.integers(0, 4, 4, 6).T),
     ]
     for alpha in (0.0, 0.5):
-        yield f"rejected, ties, gather-alpha{alpha}", (values,), dict(
-            common, alpha=alpha, gather=gather
+        yield (
+            f"rejected, ties, gather-alpha{alpha}",
+            (values,),
+            dict(common, alpha=alpha, gather=gather),
         )
-    yield "log ratio, particles", (values,), dict(
-        common,
-        alpha=1e-3,
-        log_ratio=draw.normal(6, 4, dtype=torch.float64),
-        particles=torch.arange(6),
-        purpose=Purpose.FINAL,
+    yield (
+        "log ratio, particles",
+        (values,),
+        dict(
+            common,
+            alpha=1e-3,
+            log_ratio=draw.normal(6, 4, dtype=torch.float64),
+            particles=torch.arange(6),
+            purpose=Purpose.FINAL,
+        ),
     )
 
 

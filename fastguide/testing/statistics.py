@@ -1,4 +1,4 @@
-"""P-values of the tests that draws must pass. Fixed keys and p > 1e-6: a correct build never fails."""
+"""P-values of the tests that draws must pass: with fixed keys and p > 1e-6 none fails by chance."""
 
 from __future__ import annotations
 

@@ -60,8 +60,6 @@ def save_weights(path: Path, model: nn.Module) -> str:
 def load_weights(path: Path, sha256: str, model: nn.Module) -> None:
     """Load a file into `model` as float32, in eval mode and without gradients to the weights.
 
-    The model may be on the meta device: its tensors are replaced.
-
     Raises:
         CheckpointError: the file is missing, its hash differs from `sha256`, it cannot be parsed,
             or its tensors are not those of the model; names the file and the fix.
@@ -77,8 +75,7 @@ def load_weights(path: Path, sha256: str, model: nn.Module) -> None:
         )
     try:
         state = parse_tensors(raw)
-        floats = {name: value.float() for name, value in state.items()}
-        model.load_state_dict(floats, assign=True)
+        model.load_state_dict({name: value.float() for name, value in state.items()})
     except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold this model: {error}; {_FIX}") from error
     model.eval().requires_grad_(False)

@@ -216,7 +216,7 @@ def _store_all(
     out: Path, recipe: Recipe, rows: utr_data.Measurements, states: dict[str, list[State]]
 ) -> dict[str, Any]:
     """Write the fitted networks into `out`; their entries in the card."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         denoiser = utr.build_denoiser(recipe.denoiser)
         oracles = {half: utr.build_oracle(recipe.oracle, recipe.members) for half in HALVES}
     _set_state(denoiser, states["denoiser"][0])
@@ -301,8 +301,7 @@ def _fit_member(data: Path, recipe: Recipe, half: str, seed: int, progress: bool
 
 
 def _set_state(model: nn.Module, state: State) -> None:
-    tensors = {name: torch.from_numpy(value) for name, value in state.items()}
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
 
 def _store(out: Path, name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def load(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Task:
     card = read_card(folder)
     try:
         models = {name: card["models"][name] for name in ("denoiser", "guide", "judge")}
-        # without storage: no random initial weights are made only to be overwritten
-        with torch.device("meta"):
+        # the initial weights are overwritten: the caller's random numbers must not notice
+        with torch.random.fork_rng(devices=[]):
             networks: dict[str, nn.Module] = {
                 "denoiser": build_denoiser(models["denoiser"]["config"]),
                 **{

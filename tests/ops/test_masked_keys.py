@@ -55,7 +55,9 @@ def test_key_bytes_are_uniform() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(DtypeError, match=r"x must be int64, got int32; convert it with x.to\(torch.int64\)"):
+    with pytest.raises(
+        DtypeError, match=r"x must be int64, got int32; convert it with x.to\(torch.int64\)"
+    ):
         ops.masked_keys(torch.zeros(2, 3, dtype=torch.int32))
     with pytest.raises(ShapeError, match=r"x must have shape \[R, L\] = \[any, any\], got \[3\]"):
         ops.masked_keys(torch.zeros(3, dtype=torch.int64))

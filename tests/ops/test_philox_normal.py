@@ -21,9 +21,7 @@ def cdf(z: torch.Tensor) -> torch.Tensor:
 
 def test_float32_is_within_two_ulp_of_the_float64_definition() -> None:
     got = ops.philox_normal(3, torch.arange(50), 7, 2, num_elements=4000)
-    due = reference.philox_normal(
-        3, torch.arange(50), 7, 2, num_elements=4000, dtype=torch.float64
-    )
+    due = reference.philox_normal(3, torch.arange(50), 7, 2, num_elements=4000, dtype=torch.float64)
     ulp = torch.nextafter(got, torch.tensor(torch.inf)).double() - got.double()
     assert float(((got.double() - due).abs() / ulp).max()) <= 2
 
@@ -83,7 +81,9 @@ def test_far_tail() -> None:
 
 
 def test_dtype_is_float32_or_float64() -> None:
-    with pytest.raises(DtypeError, match=r"dtype must be torch.float32 or torch.float64, got torch.f"):
+    with pytest.raises(
+        DtypeError, match=r"dtype must be torch.float32 or torch.float64, got torch.f"
+    ):
         ops.philox_normal(0, ONE, 0, 2, num_elements=1, dtype=torch.float16)
     double = torch.empty(1, 1, 3, dtype=torch.float64)
     assert ops.philox_normal(0, ONE, 0, 2, num_elements=3, out=double) is double

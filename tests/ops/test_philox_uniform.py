@@ -46,9 +46,7 @@ def test_known_answers_through_the_op(
         num_elements=20,
         first_candidate=torch.tensor([candidate]),
     )
-    words = philox(
-        torch.arange(20), *(torch.tensor(c) for c in (candidate, chain, c3)), key
-    )
+    words = philox(torch.arange(20), *(torch.tensor(c) for c in (candidate, chain, c3)), key)
     assert torch.equal(got[0, 0], uniform53(words[0], words[1]))
     if counter[0] == 0:
         assert float(got[0, 0, 0]) == ((due[0] | due[1] << 32) >> 11) * 2.0**-53
@@ -89,9 +87,7 @@ def test_uniform_along_every_counter_word(axis: str) -> None:
     elif axis == "chain":
         u = ops.philox_uniform(3, torch.arange(n), 0, 1, num_elements=1)
     else:
-        u = torch.cat(
-            [ops.philox_uniform(4, one, s, 1, num_elements=50) for s in range(n // 50)]
-        )
+        u = torch.cat([ops.philox_uniform(4, one, s, 1, num_elements=50) for s in range(n // 50)])
     u = u.flatten()
     assert float(u.min()) >= 0
     assert float(u.max()) < 1
@@ -114,7 +110,9 @@ def test_negative_control() -> None:
 def test_ids_out_of_range(op: str, backend: str) -> None:
     draw = getattr(ops, op)
     with ops.use_backend(backend):
-        with pytest.raises(ArgumentError, match=rf"{op}: chains\[1\] = -3 must lie in \[0, 2\*\*32\)"):
+        with pytest.raises(
+            ArgumentError, match=rf"{op}: chains\[1\] = -3 must lie in \[0, 2\*\*32\)"
+        ):
             draw(0, torch.tensor([0, -3]), 0, 1, num_elements=1)
         with pytest.raises(ArgumentError, match=r"chains\[0\] = 4294967296 must"):
             draw(0, torch.tensor([2**32]), 0, 1, num_elements=1)
@@ -144,14 +142,16 @@ def test_bad_arguments() -> None:
         ops.philox_uniform(0, chains, 0, 1, num_elements=-1)
     with pytest.raises(DtypeError, match=r"chains must be int64, got float32"):
         ops.philox_uniform(0, chains.float(), 0, 1, num_elements=1)
-    with pytest.raises(ShapeError, match=r"first_candidate must have shape \[N\] = \[2\], got \[3\]"):
+    with pytest.raises(
+        ShapeError, match=r"first_candidate must have shape \[N\] = \[2\], got \[3\]"
+    ):
         ops.philox_uniform(0, chains, 0, 1, num_elements=1, first_candidate=torch.arange(3))
     with pytest.raises(ShapeError, match=r"out: the uniforms must have shape \[2, 1, 1\]"):
         ops.philox_uniform(0, chains, 0, 1, num_elements=1, out=torch.empty(2, 1).double())
     with pytest.raises(DtypeError, match=r"out: the uniforms must be torch.float64"):
         ops.philox_uniform(0, chains, 0, 1, num_elements=1, out=torch.empty(2, 1, 1))
+    wide = torch.empty(2, 1, 6, dtype=torch.float64)[..., ::2]
     with pytest.raises(ArgumentError, match="out: the uniforms must be contiguous"):
-        wide = torch.empty(2, 1, 6, dtype=torch.float64)[..., ::2]
         ops.philox_uniform(0, chains, 0, 1, num_elements=3, out=wide)
 
 

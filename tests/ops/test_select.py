@@ -152,6 +152,6 @@ def test_bad_arguments() -> None:
         select(values, gather=[torch.zeros(3, 5)])
     with pytest.raises(ShapeError, match=r"gather\[0\]\[1\] must have shape \[N, K\] = \[3, 4\]"):
         select(values, gather=[(torch.zeros(9, 5), torch.zeros(3, 3).long())])
+    out = select(values)
     with pytest.raises(ArgumentError, match="gathered must hold one tensor per gather item"):
-        out = select(values)
         select(values, gather=[values], out=(out.index, out.lme, out.ess, ()))

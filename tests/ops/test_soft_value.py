@@ -34,7 +34,8 @@ def test_a_constant_shifts_the_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tau", "due"), [(0.25, 1.0), (0.5, 1.5), (0.75, 7 / 3), (1.0, 3.75), (0.375, 4 / 3), (0.1, 1.0)]
+    ("tau", "due"),
+    [(0.25, 1.0), (0.5, 1.5), (0.75, 7 / 3), (1.0, 3.75), (0.375, 4 / 3), (0.1, 1.0)],
 )
 def test_cvar_is_the_mean_of_the_worst_share(tau: float, due: float) -> None:
     shuffled = ROW[:, torch.tensor([2, 0, 3, 1])]
@@ -58,7 +59,9 @@ def test_bad_arguments() -> None:
         ops.soft_value(ROW, -1.0)
     with pytest.raises(ArgumentError, match="tau belongs to kind='cvar' alone, got kind='lme'"):
         ops.soft_value(ROW, 1.0, tau=0.5)
-    with pytest.raises(ArgumentError, match="tau belongs to kind='cvar' alone, got kind='cvar', tau=No"):
+    with pytest.raises(
+        ArgumentError, match="tau belongs to kind='cvar' alone, got kind='cvar', tau=No"
+    ):
         ops.soft_value(ROW, 1.0, kind="cvar")
     with pytest.raises(ArgumentError, match=r"tau must be a share in \(0, 1\], got 1.5"):
         ops.soft_value(ROW, 1.0, kind="cvar", tau=1.5)
