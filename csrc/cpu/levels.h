@@ -16,8 +16,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define FG_PREFETCH(address) __builtin_prefetch(address)
+#define FG_PREFETCH_OUTPUT(address) __builtin_prefetch(address, 1, 2)
 #else
 #define FG_PREFETCH(address) static_cast<void>(address)
+#define FG_PREFETCH_OUTPUT(address) static_cast<void>(address)
 #endif
 
 #define FG_LEVEL 0

@@ -68,6 +68,7 @@ class Proposer {
  private:
   static constexpr i64 MIN_BATCH = 384;
   static constexpr i64 CDF_DOUBLES = 2048;
+  static constexpr i64 TOKENS_PER_LINE = 8;
 
   FG_TARGET bool propose(i64 n, Fault* fault) {
     const i64 num_candidates = args_.num_candidates;
@@ -80,32 +81,37 @@ class Proposer {
         scan_row(states_, n, logits_.vocab_size, row_.data(), sites_.data(), fault);
     if (num_masked < 0) return false;
 
+    const i64 num_blocks = (num_masked + LANES - 1) / LANES;
+    const i64 copies_per_block = num_blocks > 0 ? (num_candidates + num_blocks - 1) / num_blocks : 0;
     i64 copied = 0;
     for (i64 b = 0; b < num_masked; b += LANES) {
       if (reveals_.count + LANES * num_candidates > capacity_) {
-        for (; copied < num_candidates; ++copied) copy_parent(n, copied);
+        copied = copy_parent(n, copied, num_candidates);
         if (!flush(fault)) return false;
       }
-      const i64 valid = num_masked - b < LANES ? num_masked - b : LANES;
-      reveal_block(n, logits_row, b, valid);
-      {
-        const char* next = reinterpret_cast<const char*>(args_.out_tokens + (n + 1) * num_candidates * states_.length);
-        const i64 bytes = (n + 1 < states_.num_rows) ? num_candidates * states_.length * 8 : 0;
-        for (i64 at = bytes * b / num_masked & ~63LL; at < bytes * (b + valid) / num_masked; at += 64)
-          __builtin_prefetch(next + at, 1, 2);
-      }
-      for (; copied < num_candidates * (b + valid) / num_masked; ++copied) copy_parent(n, copied);
+      reveal_block(n, logits_row, b, num_masked - b < LANES ? num_masked - b : LANES);
+      copied = copy_parent(n, copied, copied + copies_per_block);
     }
-    for (; copied < num_candidates; ++copied) copy_parent(n, copied);
+    copy_parent(n, copied, num_candidates);
     return true;
   }
 
-  FG_TARGET void copy_parent(i64 n, i64 k) {
-    const i64 at = n * args_.num_candidates + k;
-    copy_tokens(args_.out_tokens + at * states_.length, row_.data(), states_.length);
-    args_.out_keys[2 * at] = args_.keys[2 * n];
-    args_.out_keys[2 * at + 1] = args_.keys[2 * n + 1];
-    args_.out_changed[at] = 0;
+  // Copies row n to its candidates from `k` to before `end`, and returns `end`. The same places of the
+  // next row are fetched, which is where the time of a large batch would go.
+  FG_TARGET i64 copy_parent(i64 n, i64 k, i64 end) {
+    const i64 num_candidates = args_.num_candidates, length = states_.length;
+    if (end > num_candidates) end = num_candidates;
+    for (; k < end; ++k) {
+      const i64 at = n * num_candidates + k;
+      copy_tokens(args_.out_tokens + at * length, row_.data(), length);
+      args_.out_keys[2 * at] = args_.keys[2 * n];
+      args_.out_keys[2 * at + 1] = args_.keys[2 * n + 1];
+      args_.out_changed[at] = 0;
+      if (n + 1 == states_.num_rows) continue;
+      const i64* next = args_.out_tokens + (at + num_candidates) * length;
+      for (i64 l = 0; l < length; l += TOKENS_PER_LINE) FG_PREFETCH_OUTPUT(next + l);
+    }
+    return end;
   }
 
   // Appends what the candidates reveal among sites_[b], ..., sites_[b + valid - 1].

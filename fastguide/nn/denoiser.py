@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fastguide.nn.layers import ConvNorm
+from fastguide.nn.layers import ConvNorm, in_blocks
 
 Tensor = torch.Tensor
 
@@ -50,7 +50,7 @@ class MaskedDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Logits [B, L, V] of tokens x [B, L] int64 in 0..V; t [B] is ignored."""
-        return self._logits(self.embed(x))
+        return in_blocks(lambda rows: self._logits(self.embed(rows)), x)
 
     def soft(self, onehot: Tensor, t: Tensor) -> Tensor:
         """Logits [B, L, V] of relaxed tokens [B, L, V + 1] float; t [B] is ignored.

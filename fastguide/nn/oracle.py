@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fastguide.nn.layers import ConvNorm, NormDense
+from fastguide.nn.layers import ConvNorm, NormDense, in_blocks
 
 Tensor = torch.Tensor
 
@@ -91,6 +91,9 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [B, H] of rows x [B, L, V] float, in the units of the measurements."""
+        return in_blocks(self._outputs, x)
+
+    def _outputs(self, x: Tensor) -> Tensor:
         mean = torch.stack([member(x) for member in self.members]).mean(dim=0)
         out: Tensor = self.centre + self.scale * mean
         return out

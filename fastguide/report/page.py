@@ -95,7 +95,7 @@ def _captions(comparison: Comparison, words: Words) -> list[tuple[str, str, str]
         (
             "rewards",
             "Rewards",
-            "Every point is a design. Circle: median; bar: middle half; dashed line: median of "
+            "Every point is a design. Upright: median; bar: middle half; dashed: median of "
             f"{reference:,} unguided samples. Where a method stands further right with the guide "
             "than with the judge, part of its gain is the guide's error.",
         ),

@@ -80,7 +80,7 @@ def draw_naturalness(comparison: Comparison) -> Figure:
         axes.scatter(
             np.median(made.judge),
             np.median(made.bound_per_site),
-            s=110,
+            s=90,
             color=colour[made.key],
             edgecolor="white",
             lw=1.5,
@@ -167,7 +167,8 @@ def draw_diversity(comparison: Comparison) -> Figure:
         )
     axes.plot([], [], "o", ms=9, mfc="white", mec=MUTED, mew=2, label="to the nearest other design")
     axes.plot([], [], "o", ms=10, color=MUTED, label="mean over all pairs")
-    axes.set_xlim(left=0)
+    widest = max((one.mean_distance for one in found), default=0.0)
+    axes.set_xlim(0, 1.06 * widest or 1)
     axes.set_xlabel(f"{words.site}s that differ, of {designs[0].length}")
     _method_rows(axes, [made.label for made in designs])
     figure.legend(loc="outside lower center", ncols=2)
@@ -224,7 +225,7 @@ def _strip(axes: Axes, values: Array, row: int, colour: str) -> None:
     axes.scatter(values, row + spread, s=11, color=colour, alpha=0.5, lw=0, zorder=2)
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     axes.plot([low, high], [row, row], color=INK, lw=3.5, solid_capstyle="butt", zorder=3)
-    axes.plot(middle, row, "o", ms=8, color="white", mec=INK, mew=1.8, zorder=4)
+    axes.plot([middle, middle], [row - 0.3, row + 0.3], color=INK, lw=2.2, zorder=4)
 
 
 def _method_rows(axes: Axes, labels: Sequence[str]) -> None:
