@@ -49,7 +49,7 @@ lint: $(VENV)/.stamp-test ## ruff, mypy, and a search for framework headers wher
 	cd build/typed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../mypy-cache -p fastguide
 
-bench: $(VENV)/.stamp-bench ## time every op on one thread; writes out/bench.json
+bench: $(VENV)/.stamp-bench ## time everything on one thread; keeps benches/results/MACHINE/*.json
 	@mkdir -p out
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest benches --benchmark-json out/bench.json
 

@@ -51,9 +51,10 @@ def interleaved(
     rounds: int = ROUNDS,
     num_threads: int = 1,
 ) -> dict[str, Timing]:
-    """Time every provider `rounds` times, in turns.
+    """Time every provider `rounds` times, in turns; who goes first moves on each round.
 
-    One thread: CPU seconds of the calling thread. More: wall-clock seconds.
+    One thread: CPU seconds of the calling thread. More: wall-clock seconds. Between two calls of
+    one provider the others sweep the caches, as a denoiser does between two calls of an op.
     """
     clock = time.thread_time if num_threads == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in providers}
@@ -61,8 +62,10 @@ def interleaved(
         for call in providers.values():
             for _ in range(WARM_UP):
                 call()
+        order = list(providers.items())
         for _ in range(rounds):
-            for name, call in providers.items():
+            order.append(order.pop(0))
+            for name, call in order:
                 start = clock()
                 call()
                 seconds[name].append(clock() - start)
@@ -80,9 +83,7 @@ def table(record: Mapping[str, Any]) -> list[str]:
     head = f"{record['op']}: {record['setting']}"
     clock = "CPU time" if record["threads"] == 1 else "wall clock"
     lines = [head, f"  {record['threads']} thread(s), {clock}, {record['rounds']} rounds"]
-    lines.append(
-        f"  {'provider':34} {'p05 ms':>9} {'p50 ms':>9} {'ratio p05':>10} {'ratio p50':>10}"
-    )
+    lines.append(f"  {'provider':34} {'p05 ms':>9} {'p50 ms':>9} {'x p05':>10} {'x p50':>10}")
     for name, row in record["providers"].items():
         due = f"   due {row['due']:g}x" if row.get("due") else ""
         noisy = "" if record["threads"] == 1 or row["quiet"] else "   not quiet: do not quote"

@@ -341,3 +341,25 @@ def test_installed_program():
     assert done.returncode == 2
     assert done.stderr.startswith("fastguide: error: name: there is no task 'nope'")
     assert "utr" in done.stderr
+
+
+def test_installed_program_designs_with_the_shipped_models(tmp_path):
+    program = Path(sys.executable).with_name("fastguide")
+    options = (*SMALL, "--alphas", "0.1", "--num-reference", "4", "--out", str(tmp_path))
+    done = subprocess.run(
+        [program, "compare", "utr", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean ribosome load (ribosomes per mRNA)" in done.stdout
+    rows = read_csv(tmp_path / "designs.csv")
+    assert len(rows) == 4 * 4
+    assert {len(row["sequence"]) for row in rows} == {50}
+    assert set("".join(row["sequence"] for row in rows)) == set("ACGT")
+    assert all(0 < float(row["judging_reward"]) < 12 for row in rows)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Designing 5′UTRs for high mean ribosome load</h1>" in page
+    assert "designs with an ATG" in page

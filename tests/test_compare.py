@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -167,13 +168,29 @@ def test_reference_holds_the_unguided_designs(comparison):
 
 def test_naturalness_is_reported_either_way(comparison):
     lines = report.findings(comparison)
-    assert len(lines) == 1 + 3
+    assert len(lines) == 2 + 3
     assert lines[0].startswith("At equal work (")
-    for line, figures in zip(lines[1:], comparison.figures()[3:], strict=True):
-        natural = figures["bound_median_nats_per_site"] >= comparison.natural_limit
-        assert figures["natural"] == natural
-        assert ("keeps its designs natural" in line) == natural
-        assert ("gives up naturalness" in line) != natural
+    assert lines[1].startswith("Designs stay natural at every alpha")
+    for line, figures in zip(lines[2:], comparison.figures()[3:], strict=True):
+        assert figures["natural"]
+        assert figures["bound_median_nats_per_site"] >= comparison.natural_limit
+        assert f", above {comparison.natural_limit:.3f}, the 5% quantile of 40" in line
+
+
+def test_lost_naturalness_is_said(comparison):
+    """The bound of some designs, and then of all of them, is made worse than it is."""
+    worse = [
+        dataclasses.replace(made, bound=made.bound - (made.key == "svdd_alpha_0") * 100)
+        for made in comparison.designs
+    ]
+    found = dataclasses.replace(comparison, designs=worse)
+    lines = report.findings(found)
+    assert lines[1] == "Designs stay natural at alpha 0.25 and 1; they do not at 0."
+    assert ", below " in lines[2]
+    assert lines[2].endswith("100% of its designs lie below.")
+    worse = [dataclasses.replace(made, bound=made.bound - 100) for made in comparison.designs]
+    lines = report.findings(dataclasses.replace(comparison, designs=worse))
+    assert lines[1].startswith("Designs stay natural at no alpha that was run: 0, 0.25 and 1.")
 
 
 def test_unnatural_designs_are_said_to_be_so(comparison):
@@ -199,4 +216,4 @@ def test_chosen_methods_only():
     assert kept == ["unguided", "svdd_alpha_0.5"]
     assert said == ["Unguided", "SVDD, alpha 0.5"]
     assert found.matching is None
-    assert len(report.findings(found)) == 1
+    assert len(report.findings(found)) == 2

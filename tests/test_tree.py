@@ -148,3 +148,15 @@ def test_import_needs_no_extra(root: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+def test_readme_example_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first Python block of the README, at a smaller size."""
+    block = re.search(
+        r"```python\n(.+?)```", (root / "README.md").read_text(encoding="utf-8"), re.S
+    )
+    assert block is not None
+    code = block[1].replace("sample(64, num_steps=128", "sample(2, num_steps=8")
+    assert code != block[1]
+    exec(code, {})
+    assert "denoiser rows" in capsys.readouterr().out

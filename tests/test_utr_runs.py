@@ -78,7 +78,7 @@ def recorded(task, alpha, n, reward=None, **options):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
 def test_rows_are_distinct_states_and_predictions(task, alpha):
-    result, denoiser, reward = recorded(task, alpha, 4)
+    result, denoiser, reward = recorded(task, alpha, 2)
     rows, distinct = denoiser.counts()
     assert result.cost.denoiser_rows == rows == distinct
     rows, distinct = reward.counts()
@@ -86,7 +86,7 @@ def test_rows_are_distinct_states_and_predictions(task, alpha):
 
 
 def test_a_neutral_value_needs_few_rows(task):
-    n = 16
+    n = 8
     result, denoiser, _ = recorded(task, 0.1, n, reward=lambda x: torch.zeros(len(x)))
     rows, distinct = denoiser.counts()
     assert result.cost.denoiser_rows == rows == distinct

@@ -16,21 +16,35 @@ namespace FG_NAMESPACE {
 template <class T>
 struct Reveals {
   explicit Reveals(i64 capacity)
-      : site(capacity + LANES),
+      : slot_and_k(capacity + LANES),
+        slot_site(capacity + LANES),
+        slot_chain(capacity + LANES),
+        slot_first(capacity + LANES),
+        slot_row(capacity + LANES),
+        slot_logits(capacity + LANES),
+        site(capacity + LANES),
         id(capacity + LANES),
         chain(capacity + LANES),
-        candidate(capacity + LANES),
-        slot(capacity + LANES),
-        slot_site(capacity + LANES),
-        slot_row(capacity + LANES),
-        slot_logits(capacity + LANES) {}
+        token(capacity + LANES),
+        u(capacity + LANES),
+        mask_word(capacity + LANES) {}
 
-  std::vector<u32> site, id, chain;     // counter words of the TOKEN draw
-  std::vector<i64> candidate;           // row * K + k, where the token goes
-  std::vector<u32> slot, slot_site;
+  std::vector<u64> slot_and_k;                           // slot << 32 | candidate, slots ascending
+  std::vector<u32> slot_site, slot_chain, slot_first;    // first: candidate id of k = 0
   std::vector<i64> slot_row;
-  std::vector<const T*> slot_logits;    // [V] at the slot's site
+  std::vector<const T*> slot_logits;                     // [V]
   i64 count = 0, num_slots = 0;
+
+  // Made by the flush.
+  std::vector<u32> site, id, chain;  // counter words of the TOKEN draw
+  std::vector<u32> token;
+  std::vector<double> u;
+  std::vector<Key128> mask_word;     // of each slot
+
+  i64 slot(i64 e) const { return static_cast<i64>(slot_and_k[static_cast<size_t>(e)] >> 32); }
+  i64 candidate(i64 e) const {
+    return static_cast<i64>(slot_and_k[static_cast<size_t>(e)] & 0xFFFFFFFFu);
+  }
 };
 
 template <class T>
@@ -48,9 +62,6 @@ class Proposer {
         sites_(states.length + LANES),
         masks_(args.num_candidates),
         reveals_(capacity_),
-        u_(capacity_ + LANES),
-        token_(capacity_ + LANES),
-        mask_words_(capacity_ + LANES),
         cdf_(cdf_slots_ * logits.vocab_size),
         last_(cdf_slots_) {}
 
@@ -146,21 +157,17 @@ class Proposer {
     const T* logits = logits_row + site * logits_.site_stride;
     FG_PREFETCH(logits);
     reveals_.slot_site[slot] = site;
+    reveals_.slot_chain[slot] = static_cast<u32>(chain_);
+    reveals_.slot_first[slot] = static_cast<u32>(first_);
     reveals_.slot_row[slot] = n;
     reveals_.slot_logits[slot] = logits;
-    u32* const sites = reveals_.site.data();
-    u32* const ids = reveals_.id.data();
-    u32* const chains = reveals_.chain.data();
-    u32* const slots = reveals_.slot.data();
-    i64* const candidates = reveals_.candidate.data();
+    u64* const entries = reveals_.slot_and_k.data();
+    const u32* const masks = masks_.data();
+    const i64 num_candidates = args_.num_candidates;
     i64 count = reveals_.count;
-    for (i64 k = 0; k < args_.num_candidates; ++k) {
-      sites[count] = site;
-      ids[count] = static_cast<u32>(first_ + k);
-      chains[count] = static_cast<u32>(chain_);
-      slots[count] = static_cast<u32>(slot);
-      candidates[count] = n * args_.num_candidates + k;
-      count += masks_[static_cast<size_t>(k)] >> lane & 1;
+    for (i64 k = 0; k < num_candidates; ++k) {
+      entries[count] = static_cast<u64>(slot) << 32 | static_cast<u64>(k);
+      count += masks[k] >> lane & 1;
     }
     reveals_.count = count;
   }
@@ -180,11 +187,11 @@ class Proposer {
         *fault = {code, reveals_.slot_row[at], reveals_.slot_site[at], 0};
         return false;
       }
-      for (; e < reveals_.count && reveals_.slot[static_cast<size_t>(e)] < slot + count; ++e) {
-        const size_t i = static_cast<size_t>(e);
-        const i64 j = reveals_.slot[i] - slot;
-        token_[i] = static_cast<u32>(pick(cdf_.data() + j * logits_.vocab_size, logits_.vocab_size,
-                                          last_[static_cast<size_t>(j)], u_[i]));
+      for (; e < reveals_.count && reveals_.slot(e) < slot + count; ++e) {
+        const i64 j = reveals_.slot(e) - slot;
+        reveals_.token[static_cast<size_t>(e)] =
+            static_cast<u32>(pick(cdf_.data() + j * logits_.vocab_size, logits_.vocab_size,
+                                  last_[static_cast<size_t>(j)], reveals_.u[static_cast<size_t>(e)]));
       }
     }
     write();
@@ -193,6 +200,12 @@ class Proposer {
   }
 
   FG_TARGET void draw_uniforms() {
+    for (i64 e = 0; e < reveals_.count; ++e) {
+      const size_t at = static_cast<size_t>(e), slot = static_cast<size_t>(reveals_.slot(e));
+      reveals_.site[at] = reveals_.slot_site[slot];
+      reveals_.id[at] = reveals_.slot_first[slot] + static_cast<u32>(reveals_.candidate(e));
+      reveals_.chain[at] = reveals_.slot_chain[slot];
+    }
     const Lanes c3 = lanes(args_.step << 8 | TOKEN);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
       const PhiloxLanes block =
@@ -201,7 +214,8 @@ class Proposer {
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
-      for (int i = 0; i < LANES; ++i) u_[static_cast<size_t>(e + i)] = uniform53(w0[i], w1[i]);
+      double* const u = reveals_.u.data() + e;
+      for (int i = 0; i < LANES; ++i) u[i] = uniform53(w0[i], w1[i]);
     }
   }
 
@@ -210,21 +224,21 @@ class Proposer {
     const Lanes mask_low = lanes(mask & 0xFFFFFFFFu), mask_high = lanes(mask >> 32);
     for (i64 j = 0; j < reveals_.num_slots; j += LANES)
       store_keys(zobrist_lanes(load_words(reveals_.slot_site.data() + j), mask_low, mask_high),
-                 mask_words_.data() + j);
+                 reveals_.mask_word.data() + j);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
       Key128 words[LANES];
       store_keys(zobrist_lanes(load_words(reveals_.site.data() + e),
-                               load_words(token_.data() + e), lanes(0)),
+                               load_words(reveals_.token.data() + e), lanes(0)),
                  words);
       const i64 left = reveals_.count - e;
       for (i64 i = 0; i < (left < LANES ? left : LANES); ++i) {
-        const size_t at = static_cast<size_t>(e + i);
-        const i64 candidate = reveals_.candidate[at];
-        const Key128 change = words[i] ^ mask_words_[reveals_.slot[at]];
-        args_.out_tokens[candidate * states_.length + reveals_.site[at]] = token_[at];
-        args_.out_keys[2 * candidate] ^= static_cast<i64>(change.low);
-        args_.out_keys[2 * candidate + 1] ^= static_cast<i64>(change.high);
-        ++args_.out_changed[candidate];
+        const size_t at = static_cast<size_t>(e + i), slot = static_cast<size_t>(reveals_.slot(e + i));
+        const i64 row = reveals_.slot_row[slot] * args_.num_candidates + reveals_.candidate(e + i);
+        const Key128 change = words[i] ^ reveals_.mask_word[slot];
+        args_.out_tokens[row * states_.length + reveals_.site[at]] = reveals_.token[at];
+        args_.out_keys[2 * row] ^= static_cast<i64>(change.low);
+        args_.out_keys[2 * row + 1] ^= static_cast<i64>(change.high);
+        ++args_.out_changed[row];
       }
     }
   }
@@ -244,11 +258,8 @@ class Proposer {
   std::vector<u32> sites_;      // the masked sites
   std::vector<u32> masks_;      // [K], bit i: reveals lane i of the block
   Reveals<T> reveals_;
-  std::vector<double> u_;
-  std::vector<u32> token_;
-  std::vector<Key128> mask_words_;  // of each slot
-  std::vector<double> cdf_;         // [cdf_slots, V]
-  std::vector<i64> last_;
+  std::vector<double> cdf_;     // [cdf_slots, V]
+  std::vector<i64> last_;       // [cdf_slots]
 };
 
 template <class T>

@@ -10,8 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Tensor = torch.Tensor
 
-BLOCK_ROWS = 32
-"""Rows whose activations fit a 1 MiB cache; large batches cost about 1.5 times as much a row."""
+BLOCK_ROWS = 128
+"""Rows whose activations stay in cache; 256 at once cost about 1.6 times as much a row."""
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class Settings:
         return sorted(self.alphas)[len(self.alphas) // 2]
 
 
-DEMO = Settings(alphas=(0.0, 0.05, 0.2))
+DEMO = Settings(alphas=(0.0, 0.1, 0.3))
 """What `fastguide demo` runs on task utr; alphas in ribosomes per mRNA per nat."""
 
 

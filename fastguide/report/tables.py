@@ -161,14 +161,28 @@ def summary_text(comparison: Comparison) -> str:
 
 def findings(comparison: Comparison) -> list[str]:
     """What the figures of this run say: sentences whose every number was computed in it."""
-    words, limit = words_of(comparison.task), comparison.natural_limit
+    limit = comparison.natural_limit
     lines = []
     if matching := comparison.matching:
         lines.append(_equal_rows(comparison, matching))
-    for made in comparison.designs:
-        if made.key.startswith("svdd"):
-            lines.append(_naturalness(made, limit, comparison.reference, words))
-    return lines
+    guided = [made for made in comparison.designs if made.key.startswith("svdd")]
+    if guided:
+        kept = [made for made in guided if made.figures(limit)["natural"]]
+        lost = [made for made in guided if not made.figures(limit)["natural"]]
+        if not lost:
+            lines.append(f"Designs stay natural at every alpha that was run: {_alphas(kept)}.")
+        elif not kept:
+            lines.append(f"Designs stay natural at no alpha that was run: {_alphas(lost)}.")
+        else:
+            lines.append(
+                f"Designs stay natural at alpha {_alphas(kept)}; they do not at {_alphas(lost)}."
+            )
+    return [*lines, *(_naturalness(made, comparison) for made in guided)]
+
+
+def _alphas(sets: Sequence[Designs]) -> str:
+    values = [f"{made.result.settings['alpha']:g}" for made in sets]
+    return " and ".join([", ".join(values[:-1]), values[-1]]) if len(values) > 1 else values[0]
 
 
 def _equal_rows(comparison: Comparison, matching: dict[str, Any]) -> str:
@@ -186,18 +200,15 @@ def _equal_rows(comparison: Comparison, matching: dict[str, Any]) -> str:
     )
 
 
-def _naturalness(made: Designs, limit: float, reference: Designs, words: Words) -> str:
+def _naturalness(made: Designs, comparison: Comparison) -> str:
+    limit = comparison.natural_limit
     figures = made.figures(limit)
-    median, error = (
-        figures["bound_median_nats_per_site"],
-        figures["bound_median_error_nats_per_site"],
-    )
-    verdict = "keeps its designs natural" if figures["natural"] else "gives up naturalness"
     return (
-        f"{made.label} {verdict}: the median bound is {with_error(median, error, 3)} nats per "
-        f"{words.site}, the {NATURAL_QUANTILE:.0%} quantile of {len(reference.sequences):,} "
-        f"unguided samples is {number(limit, 3)}; {figures['share_below_limit']:.0%} of its "
-        "designs lie below."
+        f"{made.label}: the median bound is {_bounded(figures)} nats per "
+        f"{words_of(comparison.task).site}, "
+        f"{'above' if figures['natural'] else 'below'} {number(limit, 3)}, the "
+        f"{NATURAL_QUANTILE:.0%} quantile of {len(comparison.reference.sequences):,} unguided "
+        f"samples; {figures['share_below_limit']:.0%} of its designs lie below."
     )
 
 

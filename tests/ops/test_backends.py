@@ -102,3 +102,15 @@ def test_reference_serves_without_the_extension_on_request() -> None:
     assert "torch.Size([1, 2])" in done.stdout
     done = run_python(HIDE_EXTENSION + "ops.masked_keys(x)", FASTGUIDE_BACKEND="reference")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the process map of Linux")
+def test_one_openmp_runtime() -> None:
+    """Two runtimes in one process would fight over the cores."""
+    code = (
+        "import fastguide.ops as ops; ops.backends(); "
+        "maps = open('/proc/self/maps').read().split(); "
+        "print(len({name for name in maps if 'libgomp' in name or 'libiomp' in name}))"
+    )
+    done = run_python(code)
+    assert done.stdout.strip() == "1", done.stdout + done.stderr
