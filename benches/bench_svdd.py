@@ -1,26 +1,23 @@
 """End to end: SVDD on the utr task against the published loop with the same networks.
 
-N=32, M=10, T=128, one thread, CPU seconds, providers interleaved. The shapes, alphas and seeds
-below are fixed; every alpha is shown, the worst first.
+N=32, M=10, T=128, one thread, CPU seconds, programs interleaved, a new seed each round. The alphas
+are the demo's, fixed there; every one is shown, the slowest first. Rows are counted by wrappers
+outside the engine.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from pathlib import Path
-
-import numpy as np
+import exact
 import pytest
 import torch
+from harness import RECORDS, compared, interleaved
 from published import published_svdd
 
 import fastguide as fg
-from fastguide.report import ALPHAS
+from fastguide.report import DEMO
 
 NUM_SAMPLES, NUM_CANDIDATES, NUM_STEPS = 32, 10, 128
-ROUNDS = 2
-MIDDLE = sorted(ALPHAS)[len(ALPHAS) // 2]
+ROUNDS = 4
 
 
 class Counter:
@@ -37,8 +34,6 @@ class Counter:
 
 def check_same_law() -> None:
     """Both programs sample the exact law of a chain small enough to enumerate."""
-    import exact
-
     torch.manual_seed(0)
     law = exact.output_law(exact.mode_values(), 0.5, 4)
     published = published_svdd(
@@ -57,79 +52,85 @@ def check_same_law() -> None:
         assert exact.chi_square_p(exact.counts_of(found), law) > 1e-6
 
 
-def measure(task, alpha: float) -> dict[str, float]:
-    """Interleaved rounds of both programs; CPU seconds and rows of each."""
-    times: dict[str, list[float]] = {"published": [], "fastguide": []}
-    rows: dict[str, tuple[int, int]] = {}
+class Contest:
+    """Both programs at one alpha; each call is one run with the next seed."""
 
-    def published(seed: int) -> None:
-        torch.manual_seed(seed)
-        denoiser, reward = Counter(task.diffusion.denoiser), Counter(task.reward)
+    def __init__(self, task, alpha: float) -> None:
+        self._task = task
+        self._alpha = alpha
+        self._seeds = {"fastguide": 0, "published": 0}
+        self.rows: dict[str, tuple[int, int]] = {}
+        self.outside: list[tuple[float, float]] = []
+
+    def fastguide(self) -> None:
+        denoiser, reward = Counter(self._task.diffusion.denoiser), Counter(self._task.reward)
+        diffusion = fg.MaskedDiffusion(
+            denoiser, self._task.diffusion.length, self._task.diffusion.vocab_size
+        )
+        sampler = fg.SVDD(diffusion, reward, num_candidates=NUM_CANDIDATES, alpha=self._alpha)
+        cost = sampler.sample(
+            NUM_SAMPLES, num_steps=NUM_STEPS, seed=self._next("fastguide"), progress=False
+        ).cost
+        assert (cost.denoiser_rows, cost.reward_rows) == (denoiser.rows, reward.rows)
+        self.rows["fastguide"] = denoiser.rows, reward.rows
+        seconds = cost.seconds["kernels"] + cost.seconds["other"]
+        requested = NUM_SAMPLES * NUM_CANDIDATES * NUM_STEPS
+        self.outside.append((seconds / cost.seconds["total"], 1e6 * seconds / requested))
+
+    def published(self) -> None:
+        denoiser, reward = Counter(self._task.diffusion.denoiser), Counter(self._task.reward)
+        torch.manual_seed(self._next("published"))
         published_svdd(
             denoiser,
             reward,
             num_samples=NUM_SAMPLES,
-            length=task.diffusion.length,
-            vocab_size=task.diffusion.vocab_size,
+            length=self._task.diffusion.length,
+            vocab_size=self._task.diffusion.vocab_size,
             num_candidates=NUM_CANDIDATES,
             num_steps=NUM_STEPS,
-            alpha=alpha,
+            alpha=self._alpha,
         )
-        rows["published"] = denoiser.rows, reward.rows
+        self.rows["published"] = denoiser.rows, reward.rows
 
-    def fastguide(seed: int) -> None:
-        reward = Counter(task.reward)
-        sampler = fg.SVDD(task.diffusion, reward, num_candidates=NUM_CANDIDATES, alpha=alpha)
-        result = sampler.sample(NUM_SAMPLES, num_steps=NUM_STEPS, seed=seed, progress=False)
-        assert result.cost.reward_rows == reward.rows
-        rows["fastguide"] = result.cost.denoiser_rows, reward.rows
-        candidate_rows = NUM_SAMPLES * NUM_CANDIDATES * NUM_STEPS
-        seconds = result.cost.seconds
-        outside = seconds["kernels"] + seconds["other"]
-        overhead.append((outside / seconds["total"], outside / candidate_rows * 1e6))
+    def _next(self, name: str) -> int:
+        self._seeds[name] += 1
+        return self._seeds[name] - 1
 
-    overhead: list[tuple[float, float]] = []
-    for seed in range(ROUNDS):
-        for name, program in (("published", published), ("fastguide", fastguide)):
-            start = time.thread_time()
-            program(seed)
-            times[name].append(time.thread_time() - start)
-    best = {name: min(values) for name, values in times.items()}
-    return {
-        "alpha": alpha,
-        "published_seconds": best["published"],
-        "fastguide_seconds": best["fastguide"],
-        "speedup": best["published"] / best["fastguide"],
-        "published_denoiser_rows": rows["published"][0],
-        "published_reward_rows": rows["published"][1],
-        "denoiser_rows": rows["fastguide"][0],
-        "reward_rows": rows["fastguide"][1],
-        "row_ratio": rows["published"][0] / rows["fastguide"][0],
-        "share_outside": float(np.median([share for share, _ in overhead])),
-        "us_outside_per_candidate_row": float(np.median([us for _, us in overhead])),
-    }
+    def setting(self) -> str:
+        (denoiser, reward), (published, published_reward) = (
+            self.rows[name] for name in ("fastguide", "published")
+        )
+        share, microseconds = sorted(self.outside)[len(self.outside) // 2]
+        return (
+            f"utr, N={NUM_SAMPLES}, M={NUM_CANDIDATES}, T={NUM_STEPS}, alpha={self._alpha:g}\n"
+            f"  denoiser rows {published:,} -> {denoiser:,} ({published / denoiser:.2f}x), "
+            f"reward rows {published_reward:,} -> {reward:,} ({published_reward / reward:.2f}x)\n"
+            f"  outside the models: {share:.1%} of our time, {microseconds:.1f} us a candidate row"
+        )
 
 
 @pytest.mark.benchmark(group="svdd")
 def bench_svdd(benchmark):
-    """One record per alpha; `make bench` keeps the table."""
+    """One comparison per alpha of the demo."""
     check_same_law()
-    torch.set_num_threads(1)
     task = fg.zoo.load("utr")
-    records: list[dict[str, float]] = []
-    benchmark.pedantic(
-        lambda: records.extend(measure(task, alpha) for alpha in ALPHAS), rounds=1, iterations=1
+    records = []
+
+    def measure() -> None:
+        for alpha in DEMO.alphas:
+            contest = Contest(task, alpha)
+            timings = interleaved(
+                {"fastguide": contest.fastguide, "published": contest.published},
+                rounds=ROUNDS,
+                warm_up=0,
+            )
+            published, ours = contest.rows["published"][0], contest.rows["fastguide"][0]
+            due = 4.0 if alpha == DEMO.middle_alpha else 0.9 * published / ours
+            records.append(
+                compared("svdd", contest.setting(), timings, due={"published": due}, rounds=ROUNDS)
+            )
+
+    benchmark.pedantic(measure, rounds=1, iterations=1)
+    RECORDS.extend(
+        sorted(records, key=lambda record: record["providers"]["published"]["ratio_p05"])
     )
-    records.sort(key=lambda record: record["speedup"])
-    benchmark.extra_info["records"] = records
-    print(f"\nSVDD on utr, N={NUM_SAMPLES} M={NUM_CANDIDATES} T={NUM_STEPS}, one thread, worst first")
-    print("alpha  published s  fastguide s  ratio  rows ratio  outside models  us/candidate row")
-    for r in records:
-        print(
-            f"{r['alpha']:5.2f}  {r['published_seconds']:11.1f}  {r['fastguide_seconds']:11.1f}  "
-            f"{r['speedup']:5.2f}  {r['row_ratio']:10.2f}  {r['share_outside']:13.1%}  "
-            f"{r['us_outside_per_candidate_row']:16.1f}"
-        )
-    out = Path("out/bench_svdd.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(records, indent=2))

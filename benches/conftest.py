@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import ROUNDS, interleaved, table, threads
+from harness import RECORDS, ROUNDS, compared, interleaved, table, threads
 
 from fastguide import ops
 
-RECORDS: list[dict[str, Any]] = []
 HERE = Path(__file__).resolve().parent
 
 
@@ -41,25 +40,7 @@ def compare(benchmark: Any) -> Callable[..., dict[str, Any]]:
         num_threads: int = 1,
     ) -> dict[str, Any]:
         timings = interleaved({"fastguide": ours, **rivals}, rounds=rounds, num_threads=num_threads)
-        base = timings["fastguide"]
-        record = {
-            "op": op,
-            "setting": setting,
-            "threads": num_threads,
-            "rounds": rounds,
-            "providers": {
-                name: {
-                    "p05_ms": 1e3 * t.p05,
-                    "p50_ms": 1e3 * t.p50,
-                    "p95_ms": 1e3 * t.p95,
-                    "ratio_p05": t.p05 / base.p05,
-                    "ratio_p50": t.p50 / base.p50,
-                    "quiet": t.quiet,
-                    "due": (due or {}).get(name),
-                }
-                for name, t in timings.items()
-            },
-        }
+        record = compared(op, setting, timings, due=due, rounds=rounds, num_threads=num_threads)
         RECORDS.append(record)
         benchmark.extra_info.setdefault("records", []).append(record)
         with threads(num_threads):

@@ -20,6 +20,9 @@ WARM_UP = 3
 # Two-thread wall-clock figures count only where the machine was quiet.
 QUIET = 1.3
 
+RECORDS: list[dict[str, Any]] = []
+"""Every comparison of this session, for the tables after the run and the JSON."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -50,6 +53,7 @@ def interleaved(
     *,
     rounds: int = ROUNDS,
     num_threads: int = 1,
+    warm_up: int = WARM_UP,
 ) -> dict[str, Timing]:
     """Time every provider `rounds` times, in turns; who goes first moves on each round.
 
@@ -60,7 +64,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in providers}
     with threads(num_threads), torch.no_grad():
         for call in providers.values():
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 call()
         order = list(providers.items())
         for _ in range(rounds):
@@ -76,6 +80,37 @@ def _quantiles(values: list[float]) -> Timing:
     values = sorted(values)
     last = len(values) - 1
     return Timing(values[round(0.05 * last)], values[round(0.5 * last)], values[round(0.95 * last)])
+
+
+def compared(
+    op: str,
+    setting: str,
+    timings: Mapping[str, Timing],
+    *,
+    due: Mapping[str, float] | None = None,
+    rounds: int = ROUNDS,
+    num_threads: int = 1,
+) -> dict[str, Any]:
+    """The record of one comparison: times in ms, and every provider's time over fastguide's."""
+    base = timings["fastguide"]
+    return {
+        "op": op,
+        "setting": setting,
+        "threads": num_threads,
+        "rounds": rounds,
+        "providers": {
+            name: {
+                "p05_ms": 1e3 * t.p05,
+                "p50_ms": 1e3 * t.p50,
+                "p95_ms": 1e3 * t.p95,
+                "ratio_p05": t.p05 / base.p05,
+                "ratio_p50": t.p50 / base.p50,
+                "quiet": t.quiet,
+                "due": (due or {}).get(name),
+            }
+            for name, t in timings.items()
+        },
+    }
 
 
 def table(record: Mapping[str, Any]) -> list[str]:
