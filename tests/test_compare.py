@@ -141,11 +141,12 @@ def test_methods_come_in_fixed_order(comparison):
 
 
 def test_matched_method_costs_as_much(comparison):
-    middle = next(made for made in comparison.designs if made.key == "svdd_alpha_0.25")
+    runs = [made for made in comparison.designs if made.key.startswith("svdd")]
+    dearest = max(runs, key=lambda made: made.result.cost.denoiser_rows)
     rival = next(made for made in comparison.designs if made.key == "best_of_n_matched")
-    assert comparison.matching["target"] == middle.label
-    assert comparison.matching["target_denoiser_rows"] == middle.result.cost.denoiser_rows
-    assert rival.result.cost.denoiser_rows >= middle.result.cost.denoiser_rows
+    assert comparison.matching["target"] == dearest.label
+    assert comparison.matching["target_denoiser_rows"] == dearest.result.cost.denoiser_rows
+    assert rival.result.cost.denoiser_rows >= dearest.result.cost.denoiser_rows
     assert f"Best of {comparison.matching['num_candidates']}" in rival.label
 
 

@@ -83,10 +83,11 @@ def compare(
         made["svdd"] = [runner.svdd(alpha) for alpha in sorted(settings.alphas)]
     matching = None
     if "matched" in settings.methods:
-        middle = made["svdd"][sorted(settings.alphas).index(settings.middle_alpha)]
-        due = middle.result.cost.denoiser_rows
+        # the most expensive of the runs, so that best of N has no fewer rows than any of them
+        target = max(made["svdd"], key=lambda designs: designs.result.cost.denoiser_rows)
+        due = target.result.cost.denoiser_rows
         num, matched, matching = match_rows(due, known, runner.best_of)
-        matching = {"target": middle.label, **matching}
+        matching = {"target": target.label, **matching}
         made["matched"] = [
             runner.assess("best_of_n_matched", f"Best of {num}, equal rows", matched)
         ]
