@@ -105,7 +105,7 @@ def test_compare_writes_a_report(tmp_path, capsys):
         mine = [row["sequence"] for row in rows if row["method"] == key]
         assert mine == tiny_task.decode(fg.Result.load(tmp_path / "results" / key).samples)
     shown = capsys.readouterr()
-    assert "At equal work" in shown.out
+    assert "At equal denoiser rows" in shown.out
     assert "SVDD, alpha 0.5" in shown.out
     assert shown.err.splitlines()[0] == "Unguided"
 
@@ -286,7 +286,7 @@ def test_doctor_without_extension(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastguide.kernels.cpu", None)
     assert run("doctor") == 1
     shown = capsys.readouterr().out
-    assert "nothing serves philox_uniform" in shown
+    assert "nothing serves philox_uniform" in " ".join(shown.split())
     assert "BROKEN  self-test: guided run" in shown
     assert "pip install -e . --no-build-isolation" in shown
 
@@ -294,7 +294,7 @@ def test_doctor_without_extension(monkeypatch, capsys):
 def test_doctor_on_the_reference(capsys):
     with fg.use_backend("reference"):
         assert run("doctor") == 0
-    assert "reference serves" in capsys.readouterr().out
+    assert "reference serves philox_uniform" in " ".join(capsys.readouterr().out.split())
 
 
 def test_doctor_with_an_unknown_backend(monkeypatch, capsys):
@@ -319,7 +319,7 @@ def test_doctor_with_wrong_answers(monkeypatch, capsys):
     assert run("doctor") == 1
     shown = capsys.readouterr().out
     assert "BROKEN  self-test: guided run" in shown
-    assert "due (1, 2, 3)" in shown
+    assert "due (1, 2, 3)" in " ".join(shown.split())
     assert "FASTGUIDE_CPU=baseline" in shown
 
 
@@ -336,7 +336,7 @@ def test_installed_program():
     """The script of the installation, in its own process."""
     program = Path(sys.executable).with_name("fastguide")
     done = subprocess.run(
-        [program, "sample", "nope"], capture_output=True, text=True, check=False, timeout=60
+        [program, "sample", "nope"], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 2
     assert done.stderr.startswith("fastguide: error: name: there is no task 'nope'")
@@ -351,7 +351,7 @@ def test_installed_program_designs_with_the_shipped_models(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "mean ribosome load (ribosomes per mRNA)" in done.stdout
@@ -362,4 +362,4 @@ def test_installed_program_designs_with_the_shipped_models(tmp_path):
     assert all(0 < float(row["judging_reward"]) < 12 for row in rows)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>Designing 5′UTRs for high mean ribosome load</h1>" in page
-    assert "designs with an ATG" in page
+    assert "designs with an ATG out of frame" in page

@@ -71,9 +71,20 @@ def test_errors_of_averages():
 
 
 def test_shares():
-    assert metrics.share_with(["ATGA", "AATT"], "ATG") == 0.5
     assert metrics.share_of(["ATGA", "GGCC"], "GC") == pytest.approx(5 / 8)
     assert math.isnan(metrics.share_of([], "GC"))
+
+
+def test_upstream_starts():
+    # the next codon starts after the last letter: frame 0 is three, six, ... letters before it
+    sequences = ["CCATGAAA", "CCCATGAA", "ATGATGAT", "CATCATCA", "ATG", "TG", "GATGATGC"]
+    in_frame = [True, False, False, False, True, False, False]
+    out_of_frame = [False, True, True, False, False, False, True]
+    for sequence, inside, outside in zip(sequences, in_frame, out_of_frame, strict=True):
+        assert metrics.upstream_starts([sequence], in_frame=True) == inside
+        assert metrics.upstream_starts([sequence], in_frame=False) == outside
+    assert metrics.upstream_starts(sequences, in_frame=True) == pytest.approx(2 / 7)
+    assert math.isnan(metrics.upstream_starts([], in_frame=True))
 
 
 def fake_rows(rows_of):
@@ -170,7 +181,7 @@ def test_reference_holds_the_unguided_designs(comparison):
 def test_naturalness_is_reported_either_way(comparison):
     lines = report.findings(comparison)
     assert len(lines) == 2 + 3
-    assert lines[0].startswith("At equal work (")
+    assert lines[0].startswith("At equal denoiser rows (")
     assert lines[1].startswith("Designs stay natural at every alpha")
     for line, figures in zip(lines[2:], comparison.figures()[3:], strict=True):
         assert figures["natural"]

@@ -76,7 +76,7 @@ def recorded(task, alpha, n, reward=None, **options):
     return result, denoiser, reward
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("alpha", fg.report.DEMO.alphas)
 def test_rows_are_distinct_states_and_predictions(task, alpha):
     result, denoiser, reward = recorded(task, alpha, 2)
     rows, distinct = denoiser.counts()

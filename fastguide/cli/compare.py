@@ -55,8 +55,8 @@ class _Comparing(Command):
 class Demo(_Comparing):
     """Design 5'UTRs for high ribosome load, and compare the methods.
 
-    Makes 64 designs each with unguided sampling, best of 10, SVDD at three alphas, and best of as
-    many as cost what SVDD costs. Writes report.html with its pictures, designs.fasta, designs.csv
+    Makes 64 designs each with unguided sampling, best of 10, SVDD at three alphas, and best of N at
+    as many denoiser rows as SVDD. Writes report.html with its pictures, designs.fasta, designs.csv
     and summary.json, and prints one table. Takes about a minute or two on two cores.
     """
 

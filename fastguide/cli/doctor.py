@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ EXTRAS = {
 """Optional dependencies by the extra that brings them."""
 
 VECTOR_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "asimd")
-LABEL = 26
-"""Characters of a check's name."""
+LABEL, WIDTH = 26, 110
+"""Characters of a check's name and of a line."""
 
 VARIABLES = ("FASTGUIDE_BACKEND", "FASTGUIDE_CPU", "FASTGUIDE_DATA")
 
@@ -61,7 +62,8 @@ class Doctor(Command):
         checks = []
         for check in _checks():
             checks.append(check)
-            print(f"{'ok    ' if check.ok else 'BROKEN'}  {check.name.ljust(LABEL)}  {check.text}")
+            mark = "ok    " if check.ok else "BROKEN"
+            print(_wrapped(f"{mark}  {check.name.ljust(LABEL)}  ", check.text))
         broken = [check for check in checks if not check.ok]
         print()
         if not broken:
@@ -96,6 +98,14 @@ def _checks() -> Iterator[Check]:
         yield _weights(name)
     for name, test in selftest.TESTS.items():
         yield _run(name, test)
+
+
+def _wrapped(label: str, text: str) -> str:
+    """Text beside a label, broken at blanks."""
+    indent = " " * len(label)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def _backends() -> Check:

@@ -89,9 +89,19 @@ def median_error(values: Array, seed: int = 0) -> float:
     return float(np.median(values[draws], axis=1).std(ddof=1))
 
 
-def share_with(sequences: Sequence[str], motif: str) -> float:
-    """Share of sequences that contain `motif`; NaN without sequences."""
-    return float(np.mean([motif in sequence for sequence in sequences])) if sequences else np.nan
+def upstream_starts(sequences: Sequence[str], *, in_frame: bool) -> float:
+    """Share of sequences with an ATG in, or out of, frame with the codon after their last letter.
+
+    NaN without sequences.
+    """
+    found = [
+        any(
+            sequence.startswith("ATG", site) and ((len(sequence) - site) % 3 == 0) == in_frame
+            for site in range(len(sequence) - 2)
+        )
+        for sequence in sequences
+    ]
+    return float(np.mean(found)) if found else float("nan")
 
 
 def share_of(sequences: Sequence[str], letters: str) -> float:

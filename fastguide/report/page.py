@@ -10,7 +10,7 @@ from typing import Any
 
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison, Designs
 from fastguide.report.environment import environment
-from fastguide.report.metrics import share_of, share_with
+from fastguide.report.metrics import share_of, upstream_starts
 from fastguide.report.page_style import STYLE
 from fastguide.report.tables import (
     Column,
@@ -59,7 +59,7 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
         _matching(comparison),
         f"<h2>Some designs: {escape(_shown(comparison).label)}</h2>",
         _sequences(comparison, words),
-        _composition(comparison),
+        _start_codons(comparison, words),
         "<h2>Terms</h2>",
         _terms(comparison, words),
         _footer(comparison),
@@ -196,19 +196,22 @@ def _sequences(comparison: Comparison, words: Words) -> str:
     )
 
 
-def _composition(comparison: Comparison) -> str:
-    """For nucleotides: what they are made of, and start codons."""
-    sets = [*comparison.designs, comparison.reference]
-    if not set().union(*("".join(made.sequences) for made in sets)) <= set("ACGTU"):
+def _start_codons(comparison: Comparison, words: Words) -> str:
+    """For sequences before a start codon: G and C, and start codons of their own."""
+    if not words.before_start_codon:
         return ""
     lines = "".join(
         f"<tr><td>{escape(made.label)}</td><td>{share_of(made.sequences, 'GC'):.0%}</td>"
-        f"<td>{share_with(made.sequences, 'ATG'):.0%}</td></tr>"
-        for made in sets
+        f"<td>{upstream_starts(made.sequences, in_frame=False):.0%}</td>"
+        f"<td>{upstream_starts(made.sequences, in_frame=True):.0%}</td></tr>"
+        for made in [*comparison.designs, comparison.reference]
     )
     return (
+        "<p>An ATG inside a design may start translation early: out of frame it costs protein, in "
+        "frame it lengthens the protein. Check the designs for it.</p>"
         '<div class="card scroll"><table><thead><tr><th>method</th><th>G and C</th>'
-        f"<th>designs with an ATG</th></tr></thead><tbody>{lines}</tbody></table></div>"
+        "<th>designs with an ATG out of frame</th><th>with an ATG in frame</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
     )
 
 

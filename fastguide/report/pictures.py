@@ -11,7 +11,7 @@ from fastguide.evaluation import Cost
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison
 from fastguide.report.logo import draw_logos
 from fastguide.report.metrics import Array
-from fastguide.report.style import INK, MUTED, PLAIN, colours, new_figure, pictures
+from fastguide.report.style import DPI, INK, MUTED, PLAIN, colours, new_figure, pictures
 from fastguide.report.words import words_of
 from fastguide.result import Result
 
@@ -214,7 +214,7 @@ def draw_seconds(axes: Axes, labels: Sequence[str], costs: Sequence[Cost]) -> No
     axes.set_title("Seconds, by what took them")
     axes.set_xlabel("seconds")
     # inches, not shares: panels differ in height
-    below = -0.62 / axes.get_position().height / axes.figure.get_figheight()
+    below = -0.62 * DPI / axes.get_window_extent().height
     axes.legend(loc="upper center", bbox_to_anchor=(0.42, below), ncols=4, columnspacing=1.2)
     _method_rows(axes, labels)
 

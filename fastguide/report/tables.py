@@ -51,11 +51,11 @@ def cost_columns() -> list[Column]:
         ("requested", lambda f: f"{f['denoiser_rows_requested']:,}"),
         ("reward rows run", lambda f: f"{f['reward_rows']:,}"),
         ("requested ", lambda f: f"{f['reward_rows_requested']:,}"),
-        ("denoiser s", lambda f: number(f["seconds"]["denoiser"])),
-        ("reward s", lambda f: number(f["seconds"]["reward"])),
-        ("kernels s", lambda f: number(f["seconds"]["kernels"])),
-        ("other s", lambda f: number(f["seconds"]["other"])),
-        ("total s", lambda f: number(f["seconds"]["total"])),
+        ("denoiser seconds", lambda f: number(f["seconds"]["denoiser"])),
+        ("reward seconds", lambda f: number(f["seconds"]["reward"])),
+        ("kernels seconds", lambda f: number(f["seconds"]["kernels"])),
+        ("other seconds", lambda f: number(f["seconds"]["other"])),
+        ("total seconds", lambda f: number(f["seconds"]["total"])),
         ("µs outside networks per candidate", _overhead),
     ]
 
@@ -193,10 +193,11 @@ def _equal_rows(comparison: Comparison, matching: dict[str, Any]) -> str:
     gap = ours["judging_reward_mean"] - theirs["judging_reward_mean"]
     error = math.hypot(ours["judging_reward_mean_error"], theirs["judging_reward_mean_error"])
     return (
-        f"At equal work ({ours['denoiser_rows']:,} denoiser rows against "
-        f"{theirs['denoiser_rows']:,}) {guided.label} scores {number(abs(gap))} ± {number(error)} "
+        f"At equal denoiser rows ({ours['denoiser_rows']:,} against {theirs['denoiser_rows']:,}) "
+        f"{guided.label} scores {number(abs(gap))} ± {number(error)} "
         f"{'higher' if gap > 0 else 'lower'} on the judging oracle than best of "
-        f"{matching['num_candidates']}."
+        f"{matching['num_candidates']}. Choosing on the way also took {ours['reward_rows']:,} "
+        f"reward rows against {theirs['reward_rows']:,}."
     )
 
 

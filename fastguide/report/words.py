@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Words:
-    """What the reward and its unit, one site, and a design are called."""
+    """What the reward and its unit, one site, and a design are called.
+
+    `before_start_codon`: designs are nucleotides directly followed by a start codon.
+    """
 
     reward: str = "reward"
     unit: str = ""
     site: str = "site"
     design: str = "design"
+    before_start_codon: bool = False
 
     @property
     def reward_axis(self) -> str:
@@ -26,6 +30,7 @@ _KNOWN = {
         unit="ribosomes per mRNA",
         site="nucleotide",
         design="5′UTR",
+        before_start_codon=True,
     )
 }
 
