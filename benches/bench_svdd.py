@@ -17,7 +17,7 @@ import fastguide as fg
 from fastguide.report import DEMO
 
 NUM_SAMPLES, NUM_CANDIDATES, NUM_STEPS = 32, 10, 128
-ROUNDS = 4
+ROUNDS = 3
 
 
 class Counter:

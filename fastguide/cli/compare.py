@@ -85,7 +85,7 @@ class Compare(_Comparing):
         "matched",
         "svdd",
     )
-    """Which methods; matched is best of N for the N that costs what the dearest svdd run costs."""
+    """Which methods; matched is best of N at the denoiser rows of the dearest svdd run."""
     alphas: Numbers = report.DEMO.alphas
     """Temperatures of svdd, one run each, in units of the reward; 0 takes the best candidate."""
     num_samples: Integer = 64

@@ -40,7 +40,7 @@ class Sample(Command):
     """How many designs."""
     num_candidates: Integer = 10
     """Candidates per design: at every step (svdd), or finished samples (best_of_n)."""
-    alpha: Number = report.DEMO.middle_alpha
+    alpha: Number = 0.1
     """Temperature of svdd's choice, in units of the reward; small pulls hard, 0 takes the best."""
     num_steps: Integer = 128
     """Steps of the diffusion; more steps choose more often."""
