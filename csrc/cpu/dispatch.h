@@ -1,7 +1,7 @@
 // Which instruction set the loops use: chosen once, by the CPU or by FASTGUIDE_CPU.
 #pragma once
 
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__) && defined(__GNUC__)  // clang defines it too
 #define FG_X86 1
 #else
 #define FG_X86 0

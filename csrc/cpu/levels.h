@@ -14,6 +14,14 @@
 #define FG_LANE static inline __attribute__((always_inline)) FG_TARGET
 #endif
 
+#if defined(__GNUC__) || defined(__clang__)
+#define FG_PREFETCH(address) __builtin_prefetch(address)
+#define FG_PREFETCH_OUTPUT(address) __builtin_prefetch(address, 1, 2)
+#else
+#define FG_PREFETCH(address) static_cast<void>(address)
+#define FG_PREFETCH_OUTPUT(address) static_cast<void>(address)
+#endif
+
 #define FG_LEVEL 0
 #define FG_NAMESPACE baseline
 #define FG_TARGET
@@ -27,7 +35,7 @@
 
 #define FG_LEVEL 1
 #define FG_NAMESPACE avx2
-#define FG_TARGET __attribute__((target("avx2")))
+#define FG_TARGET __attribute__((target("avx2,fma")))
 #include "lanes.h"
 #include FG_BODY
 #undef FG_LEVEL
@@ -37,7 +45,7 @@
 #define FG_LEVEL 2
 #define FG_NAMESPACE avx512
 #define FG_TARGET \
-  __attribute__((target("avx2,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
+  __attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
 #include "lanes.h"
 #include FG_BODY
 #undef FG_LEVEL

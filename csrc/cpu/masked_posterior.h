@@ -16,7 +16,8 @@ class Predictor {
         row_(states.length + LANES),
         sites_(states.length + LANES),
         cdf_(args.num_samples > 0 ? cdf_sites_ * logits.vocab_size : 0),
-        last_(cdf_sites_) {}
+        last_(cdf_sites_),
+        site_logits_(cdf_sites_) {}
 
   FG_TARGET Fault run(i64 begin, i64 end) {
     for (i64 n = begin; n < end; ++n) {
@@ -30,22 +31,27 @@ class Predictor {
   static constexpr i64 CDF_DOUBLES = 4096;
 
   FG_TARGET bool predict(i64 n, Fault* fault) {
-    const T* logits_row = logits_of(logits_, n, fault);
-    if (logits_row == nullptr) return false;
+    const T* logits_row;
+    if (!find_logits(logits_, n, &logits_row, fault)) return false;
     const i64 num_masked =
         scan_row(states_, n, logits_.vocab_size, row_.data(), sites_.data(), fault);
     if (num_masked < 0) return false;
     const i64 copies = args_.num_samples > 0 ? args_.num_samples : 1;
     i64* out = args_.out + n * copies * states_.length;
     for (i64 s = 0; s < copies; ++s)
-      std::memcpy(out + s * states_.length, row_.data(),
-                  static_cast<size_t>(states_.length) * sizeof(i64));
+      copy_tokens(out + s * states_.length, row_.data(), states_.length);
     if (args_.num_samples == 0) return fill_mode(logits_row, n, num_masked, out, fault);
     for (i64 b = 0; b < num_masked; b += cdf_sites_) {
       const i64 count = num_masked - b < cdf_sites_ ? num_masked - b : cdf_sites_;
-      if (!token_cdfs(logits_, logits_row, n, sites_.data() + b, count, cdf_.data(), last_.data(),
-                      fault))
+      for (i64 j = 0; j < count; ++j)
+        site_logits_[static_cast<size_t>(j)] =
+            logits_row + sites_[static_cast<size_t>(b + j)] * logits_.site_stride;
+      i32 code;
+      const i64 bad = token_cdfs(logits_, site_logits_.data(), count, cdf_.data(), last_.data(), &code);
+      if (bad < count) {
+        *fault = {code, n, sites_[static_cast<size_t>(b + bad)], 0};
         return false;
+      }
       for (i64 s = 0; s < args_.num_samples; ++s)
         fill_sample(n, static_cast<u32>(s), b, count, out + s * states_.length);
     }
@@ -93,6 +99,7 @@ class Predictor {
   std::vector<u32> sites_;   // the masked sites
   std::vector<double> cdf_;  // [cdf_sites, V]
   std::vector<i64> last_;    // [cdf_sites]
+  std::vector<const T*> site_logits_;  // [cdf_sites], each [V]
 };
 
 template <class T>

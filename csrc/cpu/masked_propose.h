@@ -1,22 +1,50 @@
 // Body of masked_propose, compiled once per instruction set (levels.h).
 //
-// Per chain: list the masked sites; one REVEAL block per (site, four candidates), eight sites at a
-// time; collect what is revealed, ordered by site; then draw the tokens and key words of a whole
-// batch of reveals, eight Philox blocks at a time, with one CDF per site.
+// Per chain: list the masked sites, and run one REVEAL block per (site, four candidates), eight sites
+// at a time, copying the parent to its candidates in between (the copies wait for memory, the blocks
+// for arithmetic). What is revealed waits, while its logits are fetched, until a batch of some
+// hundred over several chains is full; then the tokens and key words of the batch are drawn, eight
+// blocks at a time, with one CDF per (chain, site).
 #include "masked_rows.h"
 #include "zobrist_lanes.h"
 
 namespace fastguide {
 namespace FG_NAMESPACE {
 
-// Reveals of one chain that wait for their tokens: site and candidate id of each, and `slot`, the
-// number of its site among the distinct ones, which `slot_site` lists.
+// Reveals that wait for their tokens. A slot is a distinct (row, site) among them: candidates that
+// reveal the same site share its CDF.
+template <class T>
 struct Reveals {
   explicit Reveals(i64 capacity)
-      : site(capacity + LANES), id(capacity + LANES), slot(capacity + LANES), slot_site(capacity + LANES) {}
+      : slot_and_k(capacity + LANES),
+        slot_site(capacity + LANES),
+        slot_chain(capacity + LANES),
+        slot_first(capacity + LANES),
+        slot_row(capacity + LANES),
+        slot_logits(capacity + LANES),
+        site(capacity + LANES),
+        id(capacity + LANES),
+        chain(capacity + LANES),
+        token(capacity + LANES),
+        u(capacity + LANES),
+        mask_word(capacity + LANES) {}
 
-  std::vector<u32> site, id, slot, slot_site;
+  std::vector<u64> slot_and_k;                           // slot << 32 | candidate, slots ascending
+  std::vector<u32> slot_site, slot_chain, slot_first;    // first: candidate id of k = 0
+  std::vector<i64> slot_row;
+  std::vector<const T*> slot_logits;                     // [V]
   i64 count = 0, num_slots = 0;
+
+  // Made by the flush.
+  std::vector<u32> site, id, chain;  // counter words of the TOKEN draw
+  std::vector<u32> token;
+  std::vector<double> u;
+  std::vector<Key128> mask_word;     // of each slot
+
+  i64 slot(i64 e) const { return static_cast<i64>(slot_and_k[static_cast<size_t>(e)] >> 32); }
+  i64 candidate(i64 e) const {
+    return static_cast<i64>(slot_and_k[static_cast<size_t>(e)] & 0xFFFFFFFFu);
+  }
 };
 
 template <class T>
@@ -34,53 +62,71 @@ class Proposer {
         sites_(states.length + LANES),
         masks_(args.num_candidates),
         reveals_(capacity_),
-        u_(capacity_ + LANES),
-        token_(capacity_ + LANES),
-        mask_words_(capacity_ + LANES),
         cdf_(cdf_slots_ * logits.vocab_size),
         last_(cdf_slots_) {}
 
   FG_TARGET Fault run(i64 begin, i64 end) {
+    Fault waiting, fault;
     for (i64 n = begin; n < end; ++n) {
-      Fault fault;
-      if (!propose(n, &fault)) return fault;
+      if (propose(n, &fault)) continue;
+      // Rows before n may still wait; a fault of theirs comes first.
+      return flush(&waiting) ? fault : waiting;
     }
-    return {};
+    flush(&fault);
+    return fault;
   }
 
  private:
-  static constexpr i64 MIN_BATCH = 512;
+  static constexpr i64 MIN_BATCH = 384;
   static constexpr i64 CDF_DOUBLES = 2048;
+  static constexpr i64 TOKENS_PER_LINE = 8;
 
   FG_TARGET bool propose(i64 n, Fault* fault) {
-    const i64 num_candidates = args_.num_candidates, length = states_.length;
+    const i64 num_candidates = args_.num_candidates;
     first_ = args_.first_candidate == nullptr ? 0 : args_.first_candidate[n];
     chain_ = args_.chains[n];
     if (!check_ids(chain_, first_, num_candidates, n, fault)) return false;
-    logits_row_ = logits_of(logits_, n, fault);
-    if (logits_row_ == nullptr) return false;
+    const T* logits_row;
+    if (!find_logits(logits_, n, &logits_row, fault)) return false;
     const i64 num_masked =
         scan_row(states_, n, logits_.vocab_size, row_.data(), sites_.data(), fault);
     if (num_masked < 0) return false;
 
-    tokens_ = args_.out_tokens + n * num_candidates * length;
-    keys_ = args_.out_keys + n * num_candidates * 2;
-    changed_ = args_.out_changed + n * num_candidates;
-    for (i64 k = 0; k < num_candidates; ++k) {
-      std::memcpy(tokens_ + k * length, row_.data(), static_cast<size_t>(length) * sizeof(i64));
-      keys_[2 * k] = args_.keys[2 * n];
-      keys_[2 * k + 1] = args_.keys[2 * n + 1];
-      changed_[k] = 0;
-    }
+    const i64 num_blocks = (num_masked + LANES - 1) / LANES;
+    const i64 copies_per_block = num_blocks > 0 ? (num_candidates + num_blocks - 1) / num_blocks : 0;
+    i64 copied = 0;
     for (i64 b = 0; b < num_masked; b += LANES) {
-      reveal_block(b, num_masked - b < LANES ? num_masked - b : LANES);
-      if (reveals_.count + LANES * num_candidates > capacity_ && !flush(n, fault)) return false;
+      if (reveals_.count + LANES * num_candidates > capacity_) {
+        copied = copy_parent(n, copied, num_candidates);
+        if (!flush(fault)) return false;
+      }
+      reveal_block(n, logits_row, b, num_masked - b < LANES ? num_masked - b : LANES);
+      copied = copy_parent(n, copied, copied + copies_per_block);
     }
-    return flush(n, fault);
+    copy_parent(n, copied, num_candidates);
+    return true;
+  }
+
+  // Copies row n to its candidates from `k` to before `end`, and returns `end`. The same places of the
+  // next row are fetched, which is where the time of a large batch would go.
+  FG_TARGET i64 copy_parent(i64 n, i64 k, i64 end) {
+    const i64 num_candidates = args_.num_candidates, length = states_.length;
+    if (end > num_candidates) end = num_candidates;
+    for (; k < end; ++k) {
+      const i64 at = n * num_candidates + k;
+      copy_tokens(args_.out_tokens + at * length, row_.data(), length);
+      args_.out_keys[2 * at] = args_.keys[2 * n];
+      args_.out_keys[2 * at + 1] = args_.keys[2 * n + 1];
+      args_.out_changed[at] = 0;
+      if (n + 1 == states_.num_rows) continue;
+      const i64* next = args_.out_tokens + (at + num_candidates) * length;
+      for (i64 l = 0; l < length; l += TOKENS_PER_LINE) FG_PREFETCH_OUTPUT(next + l);
+    }
+    return end;
   }
 
   // Appends what the candidates reveal among sites_[b], ..., sites_[b + valid - 1].
-  FG_TARGET void reveal_block(i64 b, i64 valid) {
+  FG_TARGET void reveal_block(i64 n, const T* logits_row, i64 b, i64 valid) {
     const u32 in_row = (1u << valid) - 1;
     const i64 num_candidates = args_.num_candidates;
     const Lanes site = load_words(sites_.data() + b), chain = lanes(static_cast<u64>(chain_));
@@ -98,40 +144,54 @@ class Proposer {
         any |= below[word];
       }
     }
-    // Appends without branching on each candidate: written always, counted if revealed.
-    u32* const waiting_site = reveals_.site.data();
-    u32* const waiting_id = reveals_.id.data();
-    u32* const waiting_slot = reveals_.slot.data();
-    i64 count = reveals_.count;
     for (int i = 0; i < SET_BITS.count[any]; ++i) {
       const u32 lane = SET_BITS.bytes[any][i];
-      const u32 revealed = sites_[static_cast<size_t>(b + lane)];
-      for (i64 k = 0; k < num_candidates; ++k) {
-        waiting_site[count] = revealed;
-        waiting_id[count] = static_cast<u32>(first_ + k);
-        waiting_slot[count] = static_cast<u32>(reveals_.num_slots);
-        count += masks_[static_cast<size_t>(k)] >> lane & 1;
-      }
-      reveals_.slot_site[static_cast<size_t>(reveals_.num_slots++)] = revealed;
+      append(n, logits_row, sites_[static_cast<size_t>(b + lane)], lane);
+    }
+  }
+
+  // Appends the candidates whose mask has the bit `lane`, without branching on each: written always,
+  // counted if revealed.
+  FG_TARGET void append(i64 n, const T* logits_row, u32 site, u32 lane) {
+    const size_t slot = static_cast<size_t>(reveals_.num_slots++);
+    const T* logits = logits_row + site * logits_.site_stride;
+    FG_PREFETCH(logits);
+    reveals_.slot_site[slot] = site;
+    reveals_.slot_chain[slot] = static_cast<u32>(chain_);
+    reveals_.slot_first[slot] = static_cast<u32>(first_);
+    reveals_.slot_row[slot] = n;
+    reveals_.slot_logits[slot] = logits;
+    u64* const entries = reveals_.slot_and_k.data();
+    const u32* const masks = masks_.data();
+    const i64 num_candidates = args_.num_candidates;
+    i64 count = reveals_.count;
+    for (i64 k = 0; k < num_candidates; ++k) {
+      entries[count] = static_cast<u64>(slot) << 32 | static_cast<u64>(k);
+      count += masks[k] >> lane & 1;
     }
     reveals_.count = count;
   }
 
   // Draws the tokens of the waiting reveals and writes them with their keys.
-  FG_TARGET bool flush(i64 n, Fault* fault) {
+  FG_TARGET bool flush(Fault* fault) {
     draw_uniforms();
     i64 e = 0;
     for (i64 slot = 0; slot < reveals_.num_slots; slot += cdf_slots_) {
       const i64 left = reveals_.num_slots - slot;
       const i64 count = left < cdf_slots_ ? left : cdf_slots_;
-      if (!token_cdfs(logits_, logits_row_, n, reveals_.slot_site.data() + slot, count, cdf_.data(),
-                      last_.data(), fault))
+      i32 code;
+      const i64 bad =
+          token_cdfs(logits_, reveals_.slot_logits.data() + slot, count, cdf_.data(), last_.data(), &code);
+      if (bad < count) {
+        const size_t at = static_cast<size_t>(slot + bad);
+        *fault = {code, reveals_.slot_row[at], reveals_.slot_site[at], 0};
         return false;
-      for (; e < reveals_.count && reveals_.slot[static_cast<size_t>(e)] < slot + count; ++e) {
-        const size_t i = static_cast<size_t>(e);
-        const i64 j = reveals_.slot[i] - slot;
-        token_[i] = static_cast<u32>(pick(cdf_.data() + j * logits_.vocab_size, logits_.vocab_size,
-                                          last_[static_cast<size_t>(j)], u_[i]));
+      }
+      for (; e < reveals_.count && reveals_.slot(e) < slot + count; ++e) {
+        const i64 j = reveals_.slot(e) - slot;
+        reveals_.token[static_cast<size_t>(e)] =
+            static_cast<u32>(pick(cdf_.data() + j * logits_.vocab_size, logits_.vocab_size,
+                                  last_[static_cast<size_t>(j)], reveals_.u[static_cast<size_t>(e)]));
       }
     }
     write();
@@ -140,14 +200,22 @@ class Proposer {
   }
 
   FG_TARGET void draw_uniforms() {
-    const Lanes chain = lanes(static_cast<u64>(chain_)), c3 = lanes(args_.step << 8 | TOKEN);
+    for (i64 e = 0; e < reveals_.count; ++e) {
+      const size_t at = static_cast<size_t>(e), slot = static_cast<size_t>(reveals_.slot(e));
+      reveals_.site[at] = reveals_.slot_site[slot];
+      reveals_.id[at] = reveals_.slot_first[slot] + static_cast<u32>(reveals_.candidate(e));
+      reveals_.chain[at] = reveals_.slot_chain[slot];
+    }
+    const Lanes c3 = lanes(args_.step << 8 | TOKEN);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
-      const PhiloxLanes block = philox_lanes(load_words(reveals_.site.data() + e),
-                                             load_words(reveals_.id.data() + e), chain, c3, schedule_);
+      const PhiloxLanes block =
+          philox_lanes(load_words(reveals_.site.data() + e), load_words(reveals_.id.data() + e),
+                       load_words(reveals_.chain.data() + e), c3, schedule_);
       u64 w0[LANES], w1[LANES];
       store_words(block.w0, w0);
       store_words(block.w1, w1);
-      for (int i = 0; i < LANES; ++i) u_[static_cast<size_t>(e + i)] = uniform53(w0[i], w1[i]);
+      double* const u = reveals_.u.data() + e;
+      for (int i = 0; i < LANES; ++i) u[i] = uniform53(w0[i], w1[i]);
     }
   }
 
@@ -156,21 +224,21 @@ class Proposer {
     const Lanes mask_low = lanes(mask & 0xFFFFFFFFu), mask_high = lanes(mask >> 32);
     for (i64 j = 0; j < reveals_.num_slots; j += LANES)
       store_keys(zobrist_lanes(load_words(reveals_.slot_site.data() + j), mask_low, mask_high),
-                 mask_words_.data() + j);
+                 reveals_.mask_word.data() + j);
     for (i64 e = 0; e < reveals_.count; e += LANES) {
       Key128 words[LANES];
       store_keys(zobrist_lanes(load_words(reveals_.site.data() + e),
-                               load_words(token_.data() + e), lanes(0)),
+                               load_words(reveals_.token.data() + e), lanes(0)),
                  words);
       const i64 left = reveals_.count - e;
       for (i64 i = 0; i < (left < LANES ? left : LANES); ++i) {
-        const size_t at = static_cast<size_t>(e + i);
-        const i64 k = reveals_.id[at] - first_;
-        const Key128 change = words[i] ^ mask_words_[reveals_.slot[at]];
-        tokens_[k * states_.length + reveals_.site[at]] = token_[at];
-        keys_[2 * k] ^= static_cast<i64>(change.low);
-        keys_[2 * k + 1] ^= static_cast<i64>(change.high);
-        ++changed_[k];
+        const size_t at = static_cast<size_t>(e + i), slot = static_cast<size_t>(reveals_.slot(e + i));
+        const i64 row = reveals_.slot_row[slot] * args_.num_candidates + reveals_.candidate(e + i);
+        const Key128 change = words[i] ^ reveals_.mask_word[slot];
+        args_.out_tokens[row * states_.length + reveals_.site[at]] = reveals_.token[at];
+        args_.out_keys[2 * row] ^= static_cast<i64>(change.low);
+        args_.out_keys[2 * row + 1] ^= static_cast<i64>(change.high);
+        ++args_.out_changed[row];
       }
     }
   }
@@ -184,21 +252,14 @@ class Proposer {
 
   // The chain at hand.
   i64 first_ = 0, chain_ = 0;
-  const T* logits_row_ = nullptr;
-  i64* tokens_ = nullptr;
-  i64* keys_ = nullptr;
-  i32* changed_ = nullptr;
 
-  // Scratch, reused from chain to chain.
+  // Scratch, reused from batch to batch.
   std::vector<i64> row_;        // [L], and room for LANES more
   std::vector<u32> sites_;      // the masked sites
   std::vector<u32> masks_;      // [K], bit i: reveals lane i of the block
-  Reveals reveals_;
-  std::vector<double> u_;
-  std::vector<u32> token_;
-  std::vector<Key128> mask_words_;  // of each slot
-  std::vector<double> cdf_;         // [cdf_slots, V]
-  std::vector<i64> last_;
+  Reveals<T> reveals_;
+  std::vector<double> cdf_;     // [cdf_slots, V]
+  std::vector<i64> last_;       // [cdf_slots]
 };
 
 template <class T>

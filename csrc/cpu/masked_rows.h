@@ -44,6 +44,11 @@ FG_LANE i64 list_masked(const i64* row, i64 length, i64 mask, i64 vocab_size, u3
 
 #endif
 
+// Empty rows may have no address, which memcpy must not see.
+FG_LANE void copy_tokens(i64* target, const i64* source, i64 count) {
+  if (count > 0) std::memcpy(target, source, static_cast<size_t>(count) * sizeof(i64));
+}
+
 // Copies row n of the states to `row`, lists its masked sites in `sites`, and returns their number;
 // -1 and a fault if a token is neither the mask nor in [0, V).
 FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32* sites,
@@ -51,7 +56,7 @@ FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32*
   const i64* x = states.x + n * states.row_stride;
   const i64 mask = states.mask_token;
   if (states.site_stride == 1) {
-    std::memcpy(row, x, static_cast<size_t>(states.length) * sizeof(i64));
+    copy_tokens(row, x, states.length);
   } else {
     for (i64 l = 0; l < states.length; ++l) row[l] = x[l * states.site_stride];
   }
@@ -66,38 +71,38 @@ FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32*
   return -1;
 }
 
-// The logits of state n at site 0; null and a fault if its index is out of range.
+// Points `row` at the logits of state n; false and a fault if its index is out of range.
 template <class T>
-FG_LANE const T* logits_of(const Logits<T>& logits, i64 n, Fault* fault) {
+FG_LANE bool find_logits(const Logits<T>& logits, i64 n, const T** row, Fault* fault) {
   const i64 u = logits.index == nullptr ? n : logits.index[n];
-  if (u >= 0 && u < logits.num_rows) return logits.data + u * logits.row_stride;
-  *fault = {kIndexFault, n, -1, u};
-  return nullptr;
+  if (u < 0 || u >= logits.num_rows) {
+    *fault = {kIndexFault, n, -1, u};
+    return false;
+  }
+  *row = logits.data + u * logits.row_stride;
+  return true;
 }
 
-// cdf [count, V]: running sums of exp((logit - max) / temperature) at each of `sites` [count];
-// last [count]: the last token of positive weight. Returns false and a fault for bad logits.
+// cdf [count, V]: running sums of exp((logit - max) / temperature) of the logits [V] at each of
+// `sites` [count]; last [count]: the last token of positive weight. Returns `count`, or the first
+// site with bad logits, and its fault code.
 template <class T>
-FG_LANE bool token_cdfs(const Logits<T>& logits, const T* row, i64 n, const u32* sites, i64 count,
-                        double* cdf, i64* last, Fault* fault) {
+FG_LANE i64 token_cdfs(const Logits<T>& logits, const T* const* sites, i64 count, double* cdf,
+                       i64* last, i32* code) {
   const i64 vocab_size = logits.vocab_size;
   for (i64 j = 0; j < count; ++j) {
-    const T* site = row + sites[j] * logits.site_stride;
     double top;
-    const i32 code = largest_logit(site, logits.token_stride, vocab_size, &top);
-    if (code != kNoFault) {
-      *fault = {code, n, sites[j], 0};
-      return false;
-    }
+    *code = largest_logit(sites[j], logits.token_stride, vocab_size, &top);
+    if (*code != kNoFault) return j;
     double* out = cdf + j * vocab_size;
     for (i64 v = 0; v < vocab_size; ++v)
-      out[v] = static_cast<double>(site[v * logits.token_stride]) - top;
+      out[v] = static_cast<double>(sites[j][v * logits.token_stride]) - top;
   }
   if (logits.temperature != 1.0)
     for (i64 i = 0; i < count * vocab_size; ++i) cdf[i] /= logits.temperature;
   for (i64 i = 0; i < count * vocab_size; ++i) cdf[i] = exp_double(cdf[i]);
   for (i64 j = 0; j < count; ++j) last[j] = cumulate(cdf + j * vocab_size, vocab_size);
-  return true;
+  return count;
 }
 
 }  // namespace FG_NAMESPACE

@@ -11,21 +11,24 @@
 
 namespace fastguide {
 
+// Threads worth starting: small work (in elements) stays on the calling thread.
+inline i64 useful_threads(i64 num_rows, i64 elements_per_row, int num_threads) {
+#ifdef _OPENMP
+  constexpr i64 GRAIN = 32768;
+  i64 threads = num_rows * (elements_per_row > 0 ? elements_per_row : 1) / GRAIN;
+  if (threads > num_threads) threads = num_threads;
+  return threads < num_rows ? threads : num_rows;
+#else
+  (void)num_rows, (void)elements_per_row, (void)num_threads;
+  return 1;
+#endif
+}
+
 // Runs body(begin, end) -> Fault over [0, num_rows), split into one contiguous range per thread, and
-// returns the fault of the lowest row. Small work (in elements) stays on the calling thread.
-// Throws std::bad_alloc if a body did.
+// returns the fault of the lowest row. Throws std::bad_alloc if a body did.
 template <class Body>
 Fault parallel_rows(i64 num_rows, i64 elements_per_row, int num_threads, const Body& body) {
-  constexpr i64 GRAIN = 32768;
-  i64 threads = num_threads;
-#ifdef _OPENMP
-  const i64 useful = num_rows * (elements_per_row > 0 ? elements_per_row : 1) / GRAIN;
-  if (threads > useful) threads = useful;
-  if (threads > num_rows) threads = num_rows;
-#else
-  (void)elements_per_row;
-  threads = 1;
-#endif
+  const i64 threads = useful_threads(num_rows, elements_per_row, num_threads);
   if (threads <= 1) return body(0, num_rows);
   Fault first;
 #ifdef _OPENMP

@@ -14,7 +14,8 @@ struct Rows {
   i64 stride, size;  // bytes
 
   bool equal(i64 a, i64 b) const {
-    return std::memcmp(data + a * stride, data + b * stride, static_cast<size_t>(size)) == 0;
+    return size == 0 ||
+           std::memcmp(data + a * stride, data + b * stride, static_cast<size_t>(size)) == 0;
   }
 };
 

@@ -2,6 +2,8 @@
 namespace fastguide {
 namespace FG_NAMESPACE {
 
+constexpr RoundKeys ZOBRIST_SCHEDULE = round_keys(ZOBRIST_KEY);
+
 struct KeyLanes {
   Lanes low, high;
 };

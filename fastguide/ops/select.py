@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 
 from fastguide import reference
-from fastguide.errors import ArgumentError, ShapeError
-from fastguide.ops import _backend, _check
+from fastguide.errors import ArgumentError
+from fastguide.ops import _backend, _check, _device, _gather
 from fastguide.ops._library import register, run_reference
-from fastguide.reference.select import GatherItem
+from fastguide.reference.gather import GatherItem
 from fastguide.rng import Purpose
 
 OP = "select"
@@ -30,10 +30,10 @@ class Selection(NamedTuple):
 def select(
     values: torch.Tensor,
     *,
-    alpha: float,
-    seed: int,
+    alpha: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     log_ratio: torch.Tensor | None = None,
     particles: torch.Tensor | None = None,
     purpose: int = Purpose.SELECT,
@@ -49,6 +49,8 @@ def select(
         log_ratio: [N, K] float32|float64, nats, added to values / alpha; not with alpha = 0.
         particles: [N] int64 in [0, 2**32), counter word c1 of the draw; None: zeros.
         purpose: Purpose.SELECT or Purpose.FINAL.
+            On CUDA, alpha (float64), seed and step (int64) may be device tensors of one element,
+            which a captured graph reads anew at every replay; alpha > 0 then if log_ratio is given.
         gather: tensors [N, K, ...] -> [N, ...], or pairs (tensor [U, ...], idx [N, K] int64)
             -> tensor[idx[n, index[n]]]. Any dtype.
         out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must not
@@ -69,12 +71,12 @@ def select(
     Determinism: equal integers on every backend, instruction set, thread count and split.
     Oracle: fastguide.reference.select.
     """
-    tensors = [item if isinstance(item, torch.Tensor) else item[0] for item in gather]
-    indices = [None if isinstance(item, torch.Tensor) else item[1] for item in gather]
+    on_device = _device.check_scalars(OP, values, alpha=alpha, seed=seed, step=step)
+    tensors, indices = _gather.split(gather)
     arguments = (
         values,
-        float(alpha),
-        _check.signed_seed(seed),
+        alpha if isinstance(alpha, torch.Tensor) else float(alpha),
+        _device.signed_seed(seed),
         chains,
         step,
         int(purpose),
@@ -83,7 +85,7 @@ def select(
         tensors,
         indices,
     )
-    if out is None:
+    if out is None and not on_device:
         index, lme, ess, gathered = torch.ops.fastguide.select(*arguments)
         return Selection(index, lme, ess, tuple(gathered))
     return _run(*arguments, out)
@@ -91,10 +93,10 @@ def select(
 
 def _run(
     values: torch.Tensor,
-    alpha: float,
-    seed: int,
+    alpha: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     log_ratio: torch.Tensor | None,
     particles: torch.Tensor | None,
@@ -107,47 +109,35 @@ def _run(
     _check.shape("values", values, [None, None], "[N, K]")
     num_rows, num_candidates = values.shape
     _check.at_least("the number of candidates values.shape[1]", num_candidates, 1)
-    if not (alpha >= 0 and math.isfinite(alpha)):
+    on_host = not isinstance(alpha, torch.Tensor)
+    if on_host and not (alpha >= 0 and math.isfinite(alpha)):
         raise ArgumentError(
             f"alpha must be finite and >= 0 (reward units per nat), got {alpha}; "
             "0 takes the best candidate"
         )
     if log_ratio is not None:
-        if alpha == 0:
+        if on_host and alpha == 0:
             raise ArgumentError("log_ratio must be None when alpha = 0: argmax ignores it")
         _check.dtype("log_ratio", log_ratio, _check.FLOATS)
         _check.shape("log_ratio", log_ratio, [num_rows, num_candidates], "[N, K]")
-    counter = _check.counter(step, purpose)
+    counter = _device.counter(step, purpose)
     chains = _check.integers("chains", chains, [num_rows], "[N]")
     particles = _check.integers("particles", particles, [num_rows], "[N]")
     _check.same_device(OP, values, chains=chains, log_ratio=log_ratio, particles=particles)
-    items = [
-        _gather_item(i, tensor, where, values)
-        for i, (tensor, where) in enumerate(zip(tensors, indices, strict=True))
-    ]
+    items = _gather.checked(OP, tensors, indices, values, "[N, K]")
 
     if out is None:
         index = torch.empty(num_rows, dtype=torch.int64, device=values.device)
         lme = torch.empty(num_rows, dtype=torch.float64, device=values.device)
-        gathered = tuple(
-            torch.empty((num_rows, *inner), dtype=tensor.dtype, device=values.device)
-            for tensor, _, inner in items
-        )
-        result = Selection(index, lme, torch.empty_like(lme), gathered)
+        result = Selection(index, lme, torch.empty_like(lme), _gather.empty(items, (num_rows,)))
     else:
         result = Selection(out[0], out[1], out[2], tuple(out[3]))
         _check.output("index", result.index, (num_rows,), torch.int64, values)
         _check.output("lme", result.lme, (num_rows,), torch.float64, values)
         _check.output("ess", result.ess, (num_rows,), torch.float64, values)
-        if len(result.gathered) != len(items):
-            raise ArgumentError(
-                f"out: gathered must hold one tensor per gather item ({len(items)}), "
-                f"got {len(result.gathered)}"
-            )
-        for i, (target, (tensor, _, inner)) in enumerate(zip(result.gathered, items, strict=True)):
-            _check.output(f"gathered[{i}]", target, (num_rows, *inner), tensor.dtype, values)
+        _gather.check_outputs(result.gathered, items, (num_rows,))
 
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     if _backend.use_reference(OP, values):
         index, lme, ess, gathered = run_reference(
             OP,
@@ -160,7 +150,7 @@ def _run(
             log_ratio=log_ratio,
             particles=particles,
             purpose=purpose,
-            gather=[t if where is None else (t, where) for t, where, _ in items],
+            gather=_gather.join(items),
         )
         for target, source in zip(
             (result.index, result.lme, result.ess, *result.gathered),
@@ -169,7 +159,7 @@ def _run(
         ):
             target.copy_(source)
         return result
-    fault = _backend.native().launch_select(
+    fault = _backend.launcher(OP, values)(
         values,
         alpha,
         log_ratio,
@@ -177,7 +167,7 @@ def _run(
         chains,
         counter,
         particles,
-        [(tensor, where) for tensor, where, _ in items],
+        items,
         result.index,
         result.lme,
         result.ess,
@@ -186,26 +176,6 @@ def _run(
     if fault is not None:
         _check.raise_fault(OP, fault)
     return result
-
-
-def _gather_item(
-    i: int, tensor: torch.Tensor, where: torch.Tensor | None, values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, ...]]:
-    """A checked gather item, with the shape of what one row takes from it."""
-    name = f"gather[{i}]"
-    lead = list(values.shape)
-    _check.no_gradient(OP, **{name: tensor})
-    _check.same_device(OP, values, **{name: tensor, f"{name}[1]": where})
-    if where is None:
-        if tensor.dim() < 2 or list(tensor.shape[:2]) != lead:
-            raise ShapeError(
-                f"{name} must have shape [N, K, ...] = {[*lead, '...']}, got {list(tensor.shape)}; "
-                "pass a pair (tensor [U, ...], idx [N, K]) to gather through an index"
-            )
-        return tensor, None, tuple(tensor.shape[2:])
-    if tensor.dim() < 1:
-        raise ShapeError(f"{name}[0] must have shape [U, ...], got a scalar")
-    return tensor, _check.integers(f"{name}[1]", where, lead, "[N, K]"), tuple(tensor.shape[1:])
 
 
 def _allocate(
@@ -251,12 +221,12 @@ def _fake(
     _check.no_gradient(OP, values=values, log_ratio=log_ratio)
     num_rows = values.shape[0]
     lme = values.new_empty((num_rows,), dtype=torch.float64)
-    gathered = []
-    for tensor, where in zip(tensors, indices, strict=True):
-        _check.no_gradient(OP, gather=tensor)
-        inner = tensor.shape[2:] if where is None else tensor.shape[1:]
-        gathered.append(tensor.new_empty((num_rows, *inner)))
-    return values.new_empty((num_rows,), dtype=torch.int64), lme, torch.empty_like(lme), gathered
+    return (
+        values.new_empty((num_rows,), dtype=torch.int64),
+        lme,
+        torch.empty_like(lme),
+        _gather.fake(OP, tensors, indices, (num_rows,)),
+    )
 
 
 register(

@@ -8,7 +8,6 @@
 namespace fastguide {
 
 constexpr PhiloxKey ZOBRIST_KEY = {0x66617374u, 0x67756964u};
-constexpr RoundKeys ZOBRIST_SCHEDULE = round_keys(ZOBRIST_KEY);
 constexpr u32 ZOBRIST_C3 = 0x5A4F4252u;
 
 struct Key128 {

@@ -7,20 +7,21 @@ namespace fastguide {
 
 enum SoftValueKind : i32 { kLogMeanExp = 0, kMean = 1, kCvar = 2 };
 
-// alpha log mean exp(values / alpha) of values [S]; alpha = 0: the maximum. NaN gives NaN.
-FG_HD double log_mean_exp(const double* values, i64 num_samples, double alpha) {
-  const double infinity = bits_double(0x7FF0000000000000ull);
-  double top = -infinity;
+// Largest of values [S]: what log-mean-exp subtracts first. NaN if one is NaN.
+FG_HD double largest_value(const double* values, i64 num_samples) {
+  double top = -bits_double(0x7FF0000000000000ull);
   bool nan = false;
   for (i64 s = 0; s < num_samples; ++s) {
     nan |= values[s] != values[s];
     top = values[s] > top ? values[s] : top;
   }
-  if (nan) return bits_double(0x7FF8000000000000ull);
-  if (alpha == 0.0 || top == infinity || top == -infinity) return top;
-  double sum = 0.0;
-  for (i64 s = 0; s < num_samples; ++s) sum += exp_double((values[s] - top) / alpha);
-  return top + alpha * log_double(sum / static_cast<double>(num_samples));
+  return nan ? bits_double(0x7FF8000000000000ull) : top;
+}
+
+// log-mean-exp is top + alpha log(sum exp((v - top) / alpha) / S), unless alpha or top says more.
+FG_HD bool is_its_maximum(double top, double alpha) {
+  const double infinity = bits_double(0x7FF0000000000000ull);
+  return alpha == 0.0 || top == infinity || top == -infinity || top != top;
 }
 
 // Mean of the worst tau share of ascending values [S], the last one in part.
