@@ -40,6 +40,7 @@ from fastguide.kernels.soft_value import launch_soft_value
 
 MAIN = 90
 ARCHITECTURES = (80, 90, 100)
+LENGTH = 200
 # A launch compiles one entry per kernel, types and constants; how sizes divide by 16 only vectorises.
 Key = tuple[Any, ...]
 
@@ -89,10 +90,10 @@ def _propose(
     num_rows: int, vocab: int, num_candidates: int = 10, **kwargs: Any
 ) -> Callable[[], Any]:
     dtype = kwargs.pop("dtype", torch.float32)
-    x = torch.full((1, 8), vocab).expand(num_rows, 8)
-    logits = torch.zeros(1, 8, vocab, dtype=dtype).expand(num_rows, 8, vocab)
+    x = torch.full((1, LENGTH), vocab).expand(num_rows, LENGTH)
+    logits = torch.zeros(1, LENGTH, vocab, dtype=dtype).expand(num_rows, LENGTH, vocab)
     outputs = (
-        torch.empty(num_rows, num_candidates, 8, dtype=torch.int64),
+        torch.empty(num_rows, num_candidates, LENGTH, dtype=torch.int64),
         torch.empty(num_rows, num_candidates, 2, dtype=torch.int64),
         torch.empty(num_rows, num_candidates, dtype=torch.int32),
     )
@@ -108,10 +109,10 @@ def _propose(
 def _posterior(vocab: int, num_samples: int, **kwargs: Any) -> Callable[[], Any]:
     dtype = kwargs.pop("dtype", torch.float32)
     num_rows = 64
-    x = torch.full((num_rows, 8), vocab)
-    logits = torch.zeros(1, 8, vocab, dtype=dtype).expand(num_rows, 8, vocab)
+    x = torch.full((num_rows, LENGTH), vocab)
+    logits = torch.zeros(1, LENGTH, vocab, dtype=dtype).expand(num_rows, LENGTH, vocab)
     keys = torch.zeros(num_rows, 2, dtype=torch.int64) if num_samples else None
-    out = torch.empty(num_rows, max(num_samples, 1), 8, dtype=torch.int64)
+    out = torch.empty(num_rows, max(num_samples, 1), LENGTH, dtype=torch.int64)
     arguments: dict[str, Any] = dict(
         mask_token=vocab, index=None, num_samples=num_samples, keys=keys, seed=1
     )

@@ -187,11 +187,11 @@ Matrix make_matrix(const MatrixTuple& matrix) {
   return {pointer<const void>(data), row, column, is_double};
 }
 
-std::vector<GatherItem> make_items(const std::vector<GatherTuple>& gather) {
+std::vector<GatherItem> make_items(const std::vector<GatherTuple>& gather, i64 num_targets) {
   std::vector<GatherItem> items;
   for (const auto& [source, row, candidate, inner, index, num_source_rows, target] : gather)
     items.push_back({pointer<const char>(source), row, candidate, inner, pointer<const i64>(index),
-                     num_source_rows, pointer<char>(target)});
+                     num_source_rows, pointer<char>(target), num_targets});
   return items;
 }
 
@@ -199,7 +199,7 @@ py::object bind_select(const MatrixTuple& values, const MatrixTuple& log_ratio, 
                        i64 num_candidates, double alpha, u64 seed, Address chains,
                        Address particles, u32 c3, const std::vector<GatherTuple>& gather,
                        Address out_index, Address out_lme, Address out_ess, int num_threads) {
-  const std::vector<GatherItem> items = make_items(gather);
+  const std::vector<GatherItem> items = make_items(gather, num_rows);
   const SelectArgs args = {make_matrix(values),
                            make_matrix(log_ratio),
                            num_rows,
@@ -227,7 +227,7 @@ py::object bind_resample(const MatrixTuple& log_w, i64 num_groups, i64 num_parti
                          const std::vector<GatherTuple>& gather, Address out_ancestors,
                          Address out_log_z, Address out_resampled, Address out_ess,
                          int num_threads) {
-  const std::vector<GatherItem> items = make_items(gather);
+  const std::vector<GatherItem> items = make_items(gather, num_groups * num_particles);
   const ResampleArgs args = {make_matrix(log_w),
                              num_groups,
                              num_particles,

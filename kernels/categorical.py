@@ -23,7 +23,9 @@ from fastguide.kernels.triton_runtime import (
 
 @triton.jit
 def weight_of(logit, top, temperature, TEMPERED: tl.constexpr):
-    """exp((logit - top) / temperature), float64; 0 for a logit of -inf."""
+    """exp((logit - top) / temperature), float64; 0 for a logit that is not below +inf."""
+    INFINITY: tl.constexpr = float("inf")
+    logit = tl.where(logit < INFINITY, logit, -INFINITY)
     scaled = logit.to(tl.float64) - top
     if TEMPERED:
         scaled = scaled / temperature

@@ -7,7 +7,7 @@ Integer side inputs are contiguous; `x`, logits and values may have any strides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch  # before the extension: both then share torch's OpenMP runtime
 
@@ -239,7 +239,7 @@ def launch_gaussian_propose(
         candidates.shape[1],
         x.shape[1],
         candidates.data_ptr(),
-        log_ratio.data_ptr(),
+        0 if shift is None else log_ratio.data_ptr(),
         torch.get_num_threads(),
     )
 
@@ -318,22 +318,47 @@ def launch_select(
     gathered: Sequence[torch.Tensor],
 ) -> Fault | None:
     """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess [N], gathered."""
+    tensors = (particles, gather, index, lme, ess, gathered)
+    return plan_select(values, alpha, log_ratio, seed, chains, *tensors)(counter)
+
+
+def plan_select(
+    values: torch.Tensor,
+    alpha: float,
+    log_ratio: torch.Tensor | None,
+    seed: int,
+    chains: torch.Tensor,
+    particles: torch.Tensor | None,
+    gather: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    index: torch.Tensor,
+    lme: torch.Tensor,
+    ess: torch.Tensor,
+    gathered: Sequence[torch.Tensor],
+) -> Callable[[int], Fault | None]:
+    """`launch_select` with everything but the counter: addresses are read once, here."""
     sources = _gather_sources(gather)
-    return _C.select(
+    held = (values, log_ratio, chains, particles, sources, gather, index, lme, ess, gathered)
+    before = (
         _matrix(values),
         _matrix(log_ratio),
-        *values.shape,
+        values.shape[0],
+        values.shape[1],
         alpha,
         seed,
         chains.data_ptr(),
         _address(particles),
-        counter,
+    )
+    after = (
         _gather_items(sources, gather, gathered),
         index.data_ptr(),
         lme.data_ptr(),
         ess.data_ptr(),
-        torch.get_num_threads(),
     )
+
+    def run(counter: int, held: tuple[object, ...] = held) -> Fault | None:
+        return _C.select(*before, counter, *after, torch.get_num_threads())
+
+    return run
 
 
 def launch_resample(

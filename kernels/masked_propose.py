@@ -101,6 +101,8 @@ def _masked_propose_small_kernel(
     # Chunks start at multiples of four, so that a REVEAL block serves four candidates.
     base = (first // 4) * 4 + chunk * CHUNK
 
+    # A bound that the compiler does not know: it would unroll the loops and spill.
+    num_quads = tl.minimum(CHUNK // 4, (num_candidates + 6) // 4)
     slots = tl.arange(0, CHUNK)
     change_low = tl.zeros([CHUNK], tl.int64)
     change_high = tl.zeros([CHUNK], tl.int64)
@@ -115,7 +117,7 @@ def _masked_propose_small_kernel(
 
         # Bit s: candidate base + s reveals the site.
         bits = tl.zeros([BLOCK_L], tl.int32)
-        for quad in range(0, CHUNK // 4):
+        for quad in range(0, num_quads):
             words = philox(
                 word(site), word(base // 4 + quad), word(chain), word((step << 8) | _REVEAL), seed
             )
@@ -133,7 +135,7 @@ def _masked_propose_small_kernel(
             )
             cdf = tl.cumsum(weight_of(logit, top[None, :], temperature, TEMPERED), axis=0)
             mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
-            for s in range(0, CHUNK):
+            for s in range(0, 4 * num_quads):
                 k = base + s - first
                 if (k >= 0) & (k < num_candidates):
                     reveals = ((bits >> s) & 1) != 0
@@ -165,7 +167,7 @@ def _masked_propose_small_kernel(
                     o_token = (n * num_candidates + k) * length + site
                     tl.store(tokens_ptr + o_token, token, mask=valid)
         else:
-            for s in range(0, CHUNK):
+            for s in range(0, 4 * num_quads):
                 k = base + s - first
                 if (k >= 0) & (k < num_candidates):
                     o_token = (n * num_candidates + k) * length + site
@@ -276,12 +278,14 @@ def _masked_draw_kernel(
     TEMPERED: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """The tokens of the listed sites: one read of a site's logits, whatever reveals it."""
     seed = integer_argument(seed, seed_ptr)
     step = integer_argument(step, step_ptr)
     temperature = double_argument(temperature_bits, temperature_ptr)
     threshold = reveal_threshold(threshold, rho_ptr)
+    slots = tl.arange(0, BLOCK_K).to(tl.int64)
     for i in range(tl.program_id(0), tl.load(count_ptr), num_programs):
         entry = tl.load(list_ptr + i)
         n = entry // length
@@ -303,12 +307,18 @@ def _masked_draw_kernel(
             BLOCK_V,
         )
         mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
-        for j in range(0, (num_candidates + 6) // 4):
-            quad = first // 4 + j
-            words = philox(word(site), word(quad), word(chain), word((step << 8) | _REVEAL), seed)
-            for w in tl.static_range(4):
-                k = quad * 4 + w - first
-                if (k >= 0) & (k < num_candidates) & (words[w].to(tl.int64) < threshold):
+        for begin in range(0, num_candidates, BLOCK_K):
+            # One lane per candidate finds out who reveals; then one draw after another.
+            ids = first + begin + slots
+            words = philox(word(site), word(ids // 4), word(chain), word((step << 8) | _REVEAL), seed)
+            lower = tl.where(ids % 2 == 0, words[0], words[1])
+            upper = tl.where(ids % 2 == 0, words[2], words[3])
+            mine = tl.where(ids % 4 < 2, lower, upper).to(tl.int64)
+            reveals = (begin + slots < num_candidates) & (mine < threshold)
+            bits = tl.sum(reveals.to(tl.int64) << slots, axis=0)
+            for s in range(0, tl.minimum(BLOCK_K, num_candidates - begin)):
+                if ((bits >> s) & 1) != 0:
+                    k = begin + s
                     u = uniform_at(
                         word(site), word(first + k), word(chain), word((step << 8) | _TOKEN), seed
                     )
@@ -448,6 +458,7 @@ def launch_masked_propose(
             TEMPERED=tempered,
             NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
             BLOCK_V=LARGE_BLOCK_V,
+            BLOCK_K=32,
             num_warps=LARGE_WARPS,
             **OPTIONS,
         )

@@ -10,12 +10,12 @@ from fastguide.kernels import device_faults
 from fastguide.kernels.doubles import normal_pair
 from fastguide.kernels.philox import philox, word
 from fastguide.kernels.singles import normal_pair_single
+from fastguide.kernels.triton_config import noise_block
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
     chain_and_first,
     integer,
     integer_argument,
-    interpreting,
 )
 
 OP = "philox_normal"
@@ -80,7 +80,7 @@ def launch_philox_normal(
     num_chains, num_candidates, num_elements = out.shape
     if not out.numel():
         return None
-    block = 16 if interpreting() else 128
+    block = noise_block()
     _philox_normal_kernel[(num_chains * num_candidates * triton.cdiv(num_elements, 4 * block),)](
         chains,
         first_candidate,

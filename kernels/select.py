@@ -48,6 +48,13 @@ def log_weights(
     return log_w
 
 
+@triton.jit
+def weights_of(log_w, pivot):
+    """exp(log_w - pivot), float64; 0 for a log-weight that is not below +inf."""
+    INFINITY: tl.constexpr = float("inf")
+    return exp_double(tl.where(log_w < INFINITY, log_w, -INFINITY) - pivot)
+
+
 @triton.jit(do_not_specialize=["seed", "counter", "num_rows", "num_candidates"])
 def _select_kernel(
     values_ptr,
@@ -123,7 +130,7 @@ def _select_kernel(
             values_ptr, ratio_ptr, o_n + k * candidate_stride, o_ratio_n + k * ratio_stride,
             mask, alpha[:, None],
         )
-        weights = exp_double(log_w - pivot[:, None])
+        weights = weights_of(log_w, pivot[:, None])
         total += tl.sum(weights, axis=1)
         squares += tl.sum(weights * weights, axis=1)
 
@@ -139,7 +146,7 @@ def _select_kernel(
             values_ptr, ratio_ptr, o_n + k * candidate_stride, o_ratio_n + k * ratio_stride,
             m_n[:, None] & valid, alpha[:, None],
         )
-        weights = exp_double(log_w - pivot[:, None])
+        weights = weights_of(log_w, pivot[:, None])
         gap = before[:, None] + tl.cumsum(weights, axis=1) - target[:, None]
         index += tl.sum((valid & (gap <= 0.0)).to(tl.int64), axis=1)
         close = valid & (tl.abs(gap) <= margin[:, None])
@@ -155,7 +162,7 @@ def _select_kernel(
                 values_ptr, ratio_ptr, n * row_stride + k * candidate_stride,
                 n * ratio_row_stride + k * ratio_stride, m_n, alpha,
             )
-            weight = exp_double(log_w - pivot)
+            weight = weights_of(log_w, pivot)
             sequential += weight
             last = tl.where(weight > 0.0, k, last)
         target = u * sequential
@@ -166,7 +173,7 @@ def _select_kernel(
                 values_ptr, ratio_ptr, n * row_stride + k * candidate_stride,
                 n * ratio_row_stride + k * ratio_stride, m_n, alpha,
             )
-            sequential += exp_double(log_w - pivot)
+            sequential += weights_of(log_w, pivot)
             index += (sequential <= target).to(tl.int64)
         index = tl.minimum(index, last)
 
@@ -200,8 +207,8 @@ def launch_select(
     num_rows, num_candidates = values.shape
     if not num_rows:
         return None
-    block_k = min(triton.next_power_of_2(num_candidates), 16 if interpreting() else 512)
-    block_n = max(1, (64 if interpreting() else 512) // block_k)
+    block_k = min(triton.next_power_of_2(num_candidates), 16 if interpreting() else 256)
+    block_n = max(1, (64 if interpreting() else 256) // block_k)
     fault = device_faults.record(OP, values.device)
     _select_kernel[(triton.cdiv(num_rows, block_n),)](
         values,

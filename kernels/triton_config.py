@@ -48,7 +48,7 @@ def draw_programs(device: torch.device, most: int) -> int:
 
 def noise_block() -> int:
     """Philox blocks per program, of four normals each."""
-    return 16 if interpreting() else 128
+    return 64 if interpreting() else 128
 
 
 def candidates_per_program(num_tiles: int, num_candidates: int) -> int:

@@ -54,7 +54,7 @@ Fault gaussian_propose(const GaussianArgs& args, const T* x, const T* output, co
   if (fault.code != kNoFault) return fault;
   const i64 num_elements = args.noise.num_elements, num_candidates = args.noise.num_candidates;
   const i64 num_tiles = (num_elements + TILE - 1) / TILE;
-  const i64 num_sums = shift == nullptr ? 0 : num_candidates + 1;
+  const i64 num_sums = args.out_log_ratio == nullptr ? 0 : num_candidates + 1;
   // One partial sum per tile, added in order below: the split over threads does not show.
   std::vector<double> partial(static_cast<size_t>(args.noise.num_chains * num_tiles * num_sums));
   const auto run = FG_PICK(gaussian_tile<T>);
@@ -74,7 +74,7 @@ Fault gaussian_propose(const GaussianArgs& args, const T* x, const T* output, co
     return Fault();
   };
   parallel_rows(args.noise.num_chains * num_tiles, TILE * num_candidates, num_threads, body);
-  if (shift == nullptr) return fault;
+  if (num_sums == 0) return fault;
   for (i64 n = 0; n < args.noise.num_chains; ++n) {
     const double* sums = partial.data() + n * num_tiles * num_sums;
     double squares = 0.0;

@@ -88,7 +88,7 @@ struct GaussianArgs {
   i64 x_row_stride, output_row_stride, shift_row_stride;  // rows are contiguous
   i64 num_outputs;          // U
   const i64* index;         // [N] row of output for each chain, or null: row n
-  double* out_log_ratio;    // [N, K], written when shift is given
+  double* out_log_ratio;    // [N, K], or null without a shift
 };
 
 template <class T>  // float or double
@@ -112,6 +112,7 @@ struct GatherItem {
   const i64* index;    // [N, K] contiguous, or null
   i64 num_source_rows; // U
   char* target;        // [N, ...] contiguous
+  i64 num_targets = 0; // rows of target: with inner_bytes, how large it is
 };
 
 struct SelectArgs {

@@ -90,15 +90,18 @@ FG_LANE Fault load_group(Group& group) {
 }
 
 // Running sums of values [N] into cdf [N] (which may be `values`), in the order of additions that
-// SUM_BLOCK sets. Eight blocks side by side keep eight additions in flight.
-FG_LANE void running_sums(const double* values, i64 n, double* cdf) {
+// SUM_BLOCK sets, and the sum of the squares. Eight blocks side by side keep eight chains of
+// additions in flight.
+FG_LANE double running_sums(const double* values, i64 n, double* cdf) {
   i64 begin = 0;
-  double before = 0.0;
+  double before = 0.0, squares[LANES] = {};
   for (; begin + LANES * SUM_BLOCK <= n; begin += LANES * SUM_BLOCK) {
     double sum[LANES] = {};
     for (i64 i = begin; i < begin + SUM_BLOCK; ++i) {
       for (int j = 0; j < LANES; ++j) {
-        sum[j] += values[i + j * SUM_BLOCK];
+        const double value = values[i + j * SUM_BLOCK];
+        sum[j] += value;
+        squares[j] += value * value;
         cdf[i + j * SUM_BLOCK] = sum[j];
       }
     }
@@ -113,35 +116,26 @@ FG_LANE void running_sums(const double* values, i64 n, double* cdf) {
     double sum = 0.0;
     for (i64 i = begin; i < end; ++i) {
       sum += values[i];
+      squares[0] += values[i] * values[i];
       cdf[i] = before + sum;
     }
     before += sum;
     begin = end;
   }
+  for (int j = 1; j < LANES; ++j) squares[0] += squares[j];
+  return squares[0];
 }
 
 // Weights, their running sums and what follows from them.
 FG_LANE void weigh(Group& group) {
-  double squares[LANES] = {};
   double* weights = group.weights;
-  i64 i = 0;
-  for (; i + LANES <= group.n; i += LANES) {
-    for (int j = 0; j < LANES; ++j) {
-      const double weight = exp_double(weights[i + j] - group.top);
-      weights[i + j] = weight;
-      squares[j] += weight * weight;
-    }
-  }
-  for (; i < group.n; ++i) {
-    weights[i] = exp_double(weights[i] - group.top);
-    squares[0] += weights[i] * weights[i];
-  }
-  group.last = group.n - 1;
+  const i64 n = group.n;
+  const double top = group.top;
+  for (i64 i = 0; i < n; ++i) weights[i] = exp_double(weights[i] - top);
+  group.last = n - 1;
   while (!(weights[group.last] > 0.0)) --group.last;
-  running_sums(weights, group.n, group.cdf);
+  group.squares = running_sums(weights, group.n, group.cdf);
   group.total = group.cdf[group.n - 1];
-  group.squares = 0.0;
-  for (int j = 0; j < LANES; ++j) group.squares += squares[j];
   group.scale = static_cast<double>(group.n) / group.total;
 }
 
@@ -202,76 +196,118 @@ FG_LANE Draws prepare_draws(const Group& group, const double* cdf, i64 last) {
   return {cdf, group.guide, group.n, last, total};
 }
 
-// First i with cdf[i] > u * total, clamped to `last`, as `pick` finds it.
-FG_LANE i64 draw(const Draws& draws, double u) {
-  const double target = u * draws.total;
-  const i64 cell = static_cast<i64>(u * static_cast<double>(draws.n));
-  i64 i = draws.guide[cell < draws.n ? cell : draws.n - 1];
-  while (i > 0 && draws.cdf[i - 1] > target) --i;
-  while (i < draws.last && draws.cdf[i] <= target) ++i;
-  return i;
+constexpr i64 BATCH = 64;
+
+// For each of count <= BATCH uniforms the first i with cdf[i] > u * total, clamped to `last`, as `pick`
+// finds it. Both tables are met at random places, so their lines are asked for ahead of time.
+FG_LANE void draw(const Draws& draws, const double* u, i64 count, i64* out) {
+  const double cells = static_cast<double>(draws.n);
+  for (i64 j = 0; j < count; ++j) {
+    const i64 cell = static_cast<i64>(u[j] * cells);
+    out[j] = cell < draws.n ? cell : draws.n - 1;
+    FG_PREFETCH(draws.guide + out[j]);
+  }
+  for (i64 j = 0; j < count; ++j) {
+    out[j] = draws.guide[out[j]];
+    FG_PREFETCH(draws.cdf + out[j]);
+  }
+  for (i64 j = 0; j < count; ++j) {
+    const double target = u[j] * draws.total;
+    i64 i = out[j];
+    while (i > 0 && draws.cdf[i - 1] > target) --i;
+    while (i < draws.last && draws.cdf[i] <= target) ++i;
+    out[j] = i;
+  }
+}
+
+// Draws with the uniforms of particles 0, 1, ..., count - 1.
+FG_LANE void draw_first(const Group& group, const Draws& draws, i64 count, i64* out) {
+  double u[BATCH];
+  for (i64 first = 0; first < count; first += BATCH) {
+    for (i64 j = 0; j < BATCH; j += LANES)
+      uniform_lanes(group, static_cast<u64>(first + j), u + j, nullptr);
+    draw(draws, u, count - first < BATCH ? count - first : BATCH, out + first);
+  }
 }
 
 FG_LANE void multinomial(Group& group) {
-  const Draws draws = prepare_draws(group, group.cdf, group.last);
-  Uniforms window;
-  for (i64 i = 0; i < group.n; ++i)
-    group.ancestors[i] = draw(draws, uniform_at(group, window, i));
+  draw_first(group, prepare_draws(group, group.cdf, group.last), group.n, group.ancestors);
 }
 
 FG_LANE void killing(Group& group) {
   const Draws draws = prepare_draws(group, group.cdf, group.last);
-  double u[LANES], v[LANES];
-  for (i64 first = 0; first < group.n; first += LANES) {
-    uniform_lanes(group, static_cast<u64>(first), u, v);
-    for (i64 i = first; i < group.n && i < first + LANES; ++i)
-      group.ancestors[i] = u[i - first] < group.weights[i] ? i : draw(draws, v[i - first]);
+  double u[BATCH], v[BATCH];
+  i64 killed[BATCH], drawn[BATCH];
+  for (i64 first = 0; first < group.n; first += BATCH) {
+    const i64 count = group.n - first < BATCH ? group.n - first : BATCH;
+    for (i64 j = 0; j < BATCH; j += LANES)
+      uniform_lanes(group, static_cast<u64>(first + j), u + j, v + j);
+    i64 num_killed = 0;
+    for (i64 j = 0; j < count; ++j) {
+      group.ancestors[first + j] = first + j;
+      killed[num_killed] = first + j;
+      v[num_killed] = v[j];
+      num_killed += u[j] < group.weights[first + j] ? 0 : 1;
+    }
+    draw(draws, v, num_killed, drawn);
+    for (i64 j = 0; j < num_killed; ++j) group.ancestors[killed[j]] = drawn[j];
   }
+}
+
+// N w in whole copies and fractions, which take the place of the weights.
+FG_LANE void split_shares(const Group& group, i64* copies) {
+  double* weights = group.weights;
+  const double scale = group.scale;
+  for (i64 i = 0; i < group.n; ++i) {
+    const double due = weights[i] * scale, whole = floor_positive(due);
+    copies[i] = whole_number(whole);
+    weights[i] = due - whole;
+  }
+}
+
+// Runs of copies[i] times i; returns how many places they fill.
+FG_LANE i64 expand_copies(const Group& group, const i64* copies) {
+  i64 begin = 0;
+  for (i64 i = 0; i < group.n; ++i) {
+    const i64 end = begin + copies[i];
+    write_run(group.ancestors, begin, end < group.n ? end : group.n, group.n, i);
+    begin = end;
+  }
+  return begin;
 }
 
 FG_LANE void residual(Group& group) {
-  i64 begin = 0, last = 0;
-  for (i64 i = 0; i < group.n; ++i) {
-    const double due = group.weights[i] * group.scale;
-    const double copies = floor_positive(due);
-    group.weights[i] = due - copies;
-    last = group.weights[i] > 0.0 ? i : last;
-    const i64 end = begin + whole_number(copies);
-    write_run(group.ancestors, begin, end < group.n ? end : group.n, group.n, i);
-    begin = end;
-  }
-  if (begin >= group.n) return;
+  split_shares(group, group.guide);
+  const i64 kept = expand_copies(group, group.guide);
+  if (kept >= group.n) return;
+  i64 last = group.n - 1;
+  while (last > 0 && !(group.weights[last] > 0.0)) --last;
   running_sums(group.weights, group.n, group.cdf);
-  const Draws draws = prepare_draws(group, group.cdf, last);
-  Uniforms window;
-  for (i64 i = begin; i < group.n; ++i)
-    group.ancestors[i] = draw(draws, uniform_at(group, window, i - begin));
+  draw_first(group, prepare_draws(group, group.cdf, last), group.n - kept, group.ancestors + kept);
 }
 
 FG_LANE void ssp(Group& group) {
-  i64* counts = group.guide;
+  i64* copies = group.guide;
+  split_shares(group, copies);
   OpenFraction open = {-1, 0.0};
-  Uniforms window;
+  double u[BATCH];
   i64 sum = 0;
-  for (i64 i = 0; i < group.n; ++i) {
-    const double due = group.weights[i] * group.scale;
-    const double copies = floor_positive(due);
-    counts[i] = whole_number(copies);
-    sum += counts[i];
-    if (due == copies) continue;
-    const i64 up = pair_fractions(open, i, due - copies, uniform_at(group, window, i));
-    if (up < 0) continue;
-    ++counts[up];
-    ++sum;
+  for (i64 first = 0; first < group.n; first += BATCH) {
+    const i64 end = group.n - first < BATCH ? group.n : first + BATCH;
+    for (i64 j = 0; j < BATCH; j += LANES)
+      uniform_lanes(group, static_cast<u64>(first + j), u + j, nullptr);
+    for (i64 i = first; i < end; ++i) {
+      sum += copies[i];
+      if (group.weights[i] == 0.0) continue;
+      const i64 up = pair_fractions(open, i, group.weights[i], u[i - first]);
+      if (up < 0) continue;
+      ++copies[up];
+      ++sum;
+    }
   }
   // The fractions add up to a whole number: what is still open is 0 or 1 up to rounding.
-  if (open.particle >= 0) counts[open.particle] += group.n - sum;
-  i64 begin = 0;
-  for (i64 i = 0; i < group.n; ++i) {
-    const i64 end = begin + counts[i];
-    write_run(group.ancestors, begin, end < group.n ? end : group.n, group.n, i);
-    begin = end;
-  }
+  if (open.particle >= 0) copies[open.particle] += group.n - sum;
+  expand_copies(group, copies);
 }
 
 FG_LANE void draw_ancestors(Group& group) {
@@ -316,10 +352,12 @@ FG_TARGET Fault resample_groups(const ResampleArgs& args, double* scratch, i64 b
     } else {
       draw_ancestors(group);
     }
-    for (i64 item = 0; item < args.num_items; ++item)
-      for (i64 i = 0; i < n; ++i)
-        if (!gather(args.items[item], g, n, group.ancestors[i], g * n + i, &fault)) return fault;
+    for (i64 i = 0; i < args.num_items; ++i) {
+      fault = gather(args.items[i], n, n, g * n, [&](i64 j) { return Entry{g, group.ancestors[j]}; });
+      if (fault.code != kNoFault) return fault;
+    }
   }
+  finish_streams();
   return {};
 }
 

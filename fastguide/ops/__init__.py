@@ -16,7 +16,7 @@ from fastguide.ops.masked_propose import Proposal, masked_propose
 from fastguide.ops.philox_normal import philox_normal
 from fastguide.ops.philox_uniform import philox_uniform
 from fastguide.ops.resample import Resampling, resample
-from fastguide.ops.select import Selection, select
+from fastguide.ops.select import Selection, plan_select, select
 from fastguide.ops.soft_value import soft_value
 from fastguide.ops.unique_rows import UniqueRows, unique_rows
 
@@ -35,6 +35,7 @@ __all__ = [
     "masked_propose",
     "philox_normal",
     "philox_uniform",
+    "plan_select",
     "resample",
     "select",
     "soft_value",

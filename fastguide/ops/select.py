@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -103,6 +103,7 @@ def _run(
     tensors: Sequence[torch.Tensor],
     indices: Sequence[torch.Tensor | None],
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[torch.Tensor]] | None,
+    launch: Callable[..., Any] | None = None,
 ) -> Selection:
     _check.no_gradient(OP, values=values, log_ratio=log_ratio)
     _check.dtype("values", values, _check.FLOATS)
@@ -159,7 +160,7 @@ def _run(
         ):
             target.copy_(source)
         return result
-    fault = _backend.launcher(OP, values)(
+    fault = (launch or _backend.launcher(OP, values))(
         values,
         alpha,
         log_ratio,
@@ -176,6 +177,64 @@ def _run(
     if fault is not None:
         _check.raise_fault(OP, fault)
     return result
+
+
+def plan_select(
+    values: torch.Tensor,
+    *,
+    alpha: float,
+    seed: int,
+    chains: torch.Tensor,
+    log_ratio: torch.Tensor | None = None,
+    particles: torch.Tensor | None = None,
+    purpose: int = Purpose.SELECT,
+    gather: Sequence[GatherItem] = (),
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[torch.Tensor]] | None = None,
+) -> Callable[[int], Selection]:
+    """`select` for a loop that calls it with the same tensors at every step.
+
+    Shapes, dtypes and devices are checked here, once; a call of the plan then costs little more than
+    the kernel. It reads what the inputs hold at that moment and overwrites the same outputs.
+
+    Args:
+        As `select`. Inputs must be contiguous (values and log_ratio may have any strides) and keep
+        their memory: fill them in place. out: None allocates once.
+
+    Returns:
+        plan(step) -> Selection, always of the same tensors.
+
+    Raises:
+        As `select`: arguments here, contents at the call. ArgumentError also for an input that is not
+        contiguous.
+    """
+    tensors, indices = _gather.split(gather)
+    inputs = {"chains": chains, "particles": particles}
+    inputs |= {f"gather[{i}]": tensor for i, tensor in enumerate(tensors)}
+    inputs |= {f"gather[{i}][1]": where for i, where in enumerate(indices)}
+    for name, tensor in inputs.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ArgumentError(
+                f"plan_select: {name} must be contiguous, because a plan reads it in place at every "
+                f"step; pass {name}.contiguous() or call select"
+            )
+    seed = _check.signed_seed(seed)
+    arguments = (alpha, seed, chains, 0, int(purpose), log_ratio, particles, tensors, indices)
+    calls: list[tuple[Any, ...]] = []
+    result = _run(values, *arguments, out, launch=lambda *call: calls.append(call))
+    if not calls:
+        return lambda step: _run(values, alpha, seed, chains, step, *arguments[4:], result)
+    before, after = calls[0][:5], calls[0][6:]
+    launch = _backend.launcher(OP, values)
+    if launch is _backend.native().launch_select:
+        before, after, launch = (), (), _backend.native().plan_select(*before, *after)
+
+    def run(step: int) -> Selection:
+        fault = launch(*before, _check.counter(step, purpose), *after)
+        if fault is not None:
+            _check.raise_fault(OP, fault)
+        return result
+
+    return run
 
 
 def _allocate(

@@ -15,12 +15,13 @@ from fastguide.reference.masked_posterior import masked_posterior
 from fastguide.reference.masked_propose import masked_propose
 from fastguide.reference.philox_normal import philox_normal
 from fastguide.reference.philox_uniform import philox_uniform
-from fastguide.reference.resample import resample
+from fastguide.reference.resample import SCHEMES, resample
 from fastguide.reference.select import select
 from fastguide.reference.soft_value import soft_value
 from fastguide.reference.unique_rows import unique_rows
 
 __all__ = [
+    "SCHEMES",
     "Fault",
     "gaussian_propose",
     "masked_keys",

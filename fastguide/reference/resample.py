@@ -76,7 +76,9 @@ def running_sums(weights: torch.Tensor) -> torch.Tensor:
     """Inclusive prefix sums of [G, N] float64, in blocks of BLOCK: the order of addition that the
     compiled loops use, so that the sums agree bit for bit given equal weights."""
     num_groups, n = weights.shape
-    blocks = torch.nn.functional.pad(weights, (0, -n % BLOCK)).view(num_groups, -1, BLOCK)
+    num_blocks = -(-n // BLOCK)
+    padded = torch.nn.functional.pad(weights, (0, num_blocks * BLOCK - n))
+    blocks = padded.view(num_groups, num_blocks, BLOCK)
     local = blocks.cumsum(-1)
     before = torch.nn.functional.pad(local[..., -1].cumsum(-1)[:, :-1], (1, 0))
     return (before[..., None] + local).flatten(1)[:, :n].contiguous()

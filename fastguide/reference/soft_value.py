@@ -29,6 +29,7 @@ def soft_value(
         weights = cvar_weights(v.shape[-1], tau, v.device)
         # The where keeps 0 * inf out of the sum.
         out = torch.where(weights > 0, v.sort(-1).values * weights, 0.0).sum(-1)
+        out = torch.where(v.isnan().any(-1), torch.nan, out)
     return out.to(values.dtype)
 
 

@@ -103,6 +103,7 @@ def _masked_keys() -> Iterator[Sample]:
 # (name, N, L, V, K, rho, mask share, temperature)
 _PROPOSE = [
     ("no rows", 0, 4, 3, 2, 0.5, 0.5, 1.0),
+    ("no sites", 3, 0, 4, 2, 0.5, 0.5, 1.0),
     ("one of everything", 1, 1, 1, 1, 0.5, 1.0, 1.0),
     ("small", 5, 7, 4, 3, 0.3, 0.6, 1.0),
     ("usual", 16, 50, 4, 10, 1 / 64, 0.5, 1.0),
@@ -165,7 +166,14 @@ def _masked_propose() -> Iterator[Sample]:
 def _masked_posterior() -> Iterator[Sample]:
     draw = _Draw(3)
     for i, (n, length, vocab, share) in enumerate(
-        [(0, 4, 3, 0.5), (1, 1, 1, 1.0), (5, 50, 4, 0.5), (3, 33, 20, 1.0), (2, 40, 3000, 0.4)]
+        [
+            (0, 4, 3, 0.5),
+            (2, 0, 4, 0.5),
+            (1, 1, 1, 1.0),
+            (5, 50, 4, 0.5),
+            (3, 33, 20, 1.0),
+            (2, 40, 3000, 0.4),
+        ]
     ):
         dtype = torch.float64 if i % 2 else torch.float32
         x = draw.states(n, length, vocab, vocab, share)
@@ -229,20 +237,109 @@ def _select() -> Iterator[Sample]:
         draw.integers(0, 9, 6, 4, 10)[..., ::2],
         draw.normal(6, 8, 3, dtype=torch.float64)[:, ::2],
         draw.integers(0, 2, 6, 4, 2).bool(),
+        draw.normal(6, 4, 0),
         (draw.normal(9, 5, 2), draw.integers(0, 9, 6, 4)),
         (draw.integers(0, 9, 4), draw.integers(0, 4, 4, 6).T),
     ]
     for alpha in (0.0, 0.5):
-        yield f"rejected, ties, gather-alpha{alpha}", (values,), dict(
-            common, alpha=alpha, gather=gather
+        yield (
+            f"rejected, ties, gather-alpha{alpha}",
+            (values,),
+            dict(common, alpha=alpha, gather=gather),
         )
-    yield "log ratio, particles", (values,), dict(
-        common,
-        alpha=1e-3,
-        log_ratio=draw.normal(6, 4, dtype=torch.float64),
-        particles=torch.arange(6),
-        purpose=Purpose.FINAL,
+    yield (
+        "log ratio, particles",
+        (values,),
+        dict(
+            common,
+            alpha=1e-3,
+            log_ratio=draw.normal(6, 4, dtype=torch.float64),
+            particles=torch.arange(6),
+            purpose=Purpose.FINAL,
+        ),
     )
+
+
+# (name, N, shape of a state, K, s)
+_GAUSSIAN: list[tuple[str, int, tuple[int, ...], int, float]] = [
+    ("no chains", 0, (5,), 2, 0.3),
+    ("no elements", 2, (0,), 2, 0.3),
+    ("one of everything", 1, (1,), 1, 0.3),
+    ("odd", 3, (7,), 2, 0.5),
+    ("image", 2, (3, 5, 5), 4, 0.7),
+    ("no noise", 2, (40,), 3, 0.0),
+    ("one register and a bit", 2, (65,), 1, 1.3),
+    ("several tiles", 1, (9001,), 2, 0.2),
+]
+
+
+def _gaussian_propose() -> Iterator[Sample]:
+    draw = _Draw(7)
+    for i, (name, n, shape, k, s) in enumerate(_GAUSSIAN):
+        for dtype in (torch.float32, torch.float64):
+            x = draw.normal(n, *shape[:-1], 2 * shape[-1], dtype=dtype)[..., ::2]
+            common: dict[str, Any] = dict(
+                a=0.9 - 0.1 * i,
+                b=-0.3,
+                s=s,
+                seed=2**64 - 1 - i,
+                chains=torch.arange(n) + 2**32 - n,
+                step=2**24 - 1 - i,
+                num_candidates=k,
+            )
+            output = draw.normal(n, *shape, dtype=dtype)
+            yield f"{name}-{dtype}", (x, output), common
+            if s > 0:
+                shift = 0.3 * draw.normal(n + 1, *shape, dtype=dtype)[1:]
+                yield (
+                    f"{name}-{dtype}-shift, shared outputs",
+                    (x, draw.normal(3, *shape, dtype=dtype)),
+                    dict(
+                        common,
+                        shift=shift,
+                        index=draw.integers(0, 3, n),
+                        first_candidate=torch.arange(n) * 3,
+                    ),
+                )
+
+
+def _resample() -> Iterator[Sample]:
+    draw = _Draw(8)
+    for i, (g, n) in enumerate([(0, 3), (1, 1), (5, 4), (3, 63), (2, 1500)]):
+        dtype = torch.float64 if i % 2 else torch.float32
+        log_w = 2 * draw.normal(g, 2 * n, dtype=dtype)[:, ::2]
+        common: dict[str, Any] = dict(seed=2**64 - 3, step=i, chains=torch.arange(g) + 2**32 - g)
+        for scheme in reference.SCHEMES:
+            yield f"{scheme}-G{g}-N{n}", (log_w,), dict(common, scheme=scheme)
+    log_w = draw.normal(6, 10)
+    log_w[0] = 0.0
+    log_w[1, 1:] = -torch.inf
+    log_w[2, :-1] = -torch.inf
+    log_w[3, ::2] = -torch.inf
+    log_w[4] = torch.linspace(-1e6, 1e6, 10)
+    gather = [
+        log_w,
+        draw.integers(0, 9, 6, 10, 10)[..., ::2],
+        draw.normal(6, 20, 3, dtype=torch.float64)[:, ::2],
+        draw.integers(0, 2, 6, 10, 2).bool(),
+        draw.normal(6, 10, 0),
+        (draw.normal(9, 5, 2), draw.integers(0, 9, 6, 10)),
+        (draw.integers(0, 9, 4), draw.integers(0, 4, 10, 6).T),
+    ]
+    for scheme in reference.SCHEMES:
+        for threshold in (None, 0.7):
+            yield (
+                f"{scheme}, zeros, gather, threshold {threshold}",
+                (log_w,),
+                dict(
+                    seed=5,
+                    step=1,
+                    chains=torch.arange(6),
+                    scheme=scheme,
+                    ess_threshold=threshold,
+                    gather=gather,
+                ),
+            )
 
 
 def _soft_value() -> Iterator[Sample]:
@@ -270,6 +367,8 @@ _BUILDERS: dict[str, Callable[[], Iterator[Sample]]] = {
     "masked_propose": _masked_propose,
     "masked_posterior": _masked_posterior,
     "unique_rows": _unique_rows,
+    "gaussian_propose": _gaussian_propose,
     "select": _select,
+    "resample": _resample,
     "soft_value": _soft_value,
 }

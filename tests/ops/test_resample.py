@@ -102,17 +102,15 @@ def test_whole_shares_leave_nothing_to_chance(
     with ops.use_backend(backend):
         for scheme in ("systematic", "stratified", "residual", "ssp"):
             got = resample(rows, scheme=scheme)
-            sums = counts(got.ancestors)
-            # The shares are whole up to rounding: a draw within 1e-15 of an edge would show here.
-            assert got.ancestors.tolist() == [due] * 200, scheme
-            assert bool((sums.sum(1) == 6).all())
+            # A share of 3 may round to 2.999...: its last copy is then the residual's only draw.
+            assert got.ancestors.sort(1).values.tolist() == [due] * 200, scheme
 
 
 @EVERY_SCHEME
 @pytest.mark.parametrize("n", [2, 5, 64])
 def test_unbiased(scheme: str, n: int) -> None:
     groups = 40_000 if n < 64 else 8_000
-    row = torch.rand(n, dtype=torch.float64) ** 3
+    row = 0.05 + torch.rand(n, dtype=torch.float64) ** 3
     row[n // 2] = 0
     got = resample(row.expand(groups, n), scheme=scheme)
     offspring = counts(got.ancestors).double()

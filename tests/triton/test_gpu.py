@@ -106,12 +106,11 @@ def test_ties_are_summed_in_order(vocab: int, monkeypatch: pytest.MonkeyPatch) -
     got = run("masked_propose", **arguments)
     with ops.use_backend("cpp"):
         due = ops.masked_propose(**arguments)
-    assert torch.equal(got.tokens if hasattr(got, "tokens") else got[0], due.tokens)
+    assert torch.equal(got[0], due.tokens)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normals_have_the_bits_of_the_cpp_kernels(dtype: torch.dtype) -> None:
-    arguments = dict(num_elements=100_003, num_candidates=3, dtype=dtype)
+def test_normals_have_the_bits_of_the_cpp_kernels() -> None:
+    arguments = dict(num_elements=100_003, num_candidates=3, dtype=torch.float64)
     got = run("philox_normal", 11, torch.arange(4), 2, 2, **arguments)
     with ops.use_backend("cpp"):
         due = ops.philox_normal(11, torch.arange(4), 2, 2, **arguments)

@@ -22,7 +22,7 @@ constexpr i64 SUM_BLOCK = 128;
 // floor(x) of 0 <= x < 2^51, in a spelling that every instruction set vectorises.
 FG_HD double floor_positive(double x) {
   const double nearest = (x + 0x1p52) - 0x1p52;
-  return nearest > x ? nearest - 1.0 : nearest;
+  return nearest - pick_double(nearest > x, 1.0, 0.0);
 }
 
 // A whole double in [0, 2^51) as an integer, likewise.
@@ -33,8 +33,8 @@ FG_HD i64 whole_number(double x) {
 // How many of the points i + u_i, i = 0, ..., n - 1, lie below `edge`, of which `whole` is the floor
 // and u the uniform of that point. Both sides of the comparison are exact.
 FG_HD double points_below(double edge, double whole, double u, double n) {
-  const double count = u < edge - whole ? whole + 1.0 : whole;
-  return count < n ? count : n;
+  const double count = whole + pick_double(u < edge - whole, 1.0, 0.0);
+  return pick_double(count < n, count, n);
 }
 
 // Fractions of N w, rounded in pairs that keep their sum. One particle is open at a time.
