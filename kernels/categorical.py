@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastguide.kernels.doubles import exp_double
+from fastguide.kernels.doubles import exp_double, exp_fused
 from fastguide.kernels.triton_runtime import (
     LOGIT_FAULT,
     NO_TOKEN_FAULT,
@@ -22,14 +22,26 @@ from fastguide.kernels.triton_runtime import (
 
 
 @triton.jit
-def weight_of(logit, top, temperature, TEMPERED: tl.constexpr):
-    """exp((logit - top) / temperature), float64; 0 for a logit that is not below +inf."""
+def exact_weight(logit, top, temperature, TEMPERED: tl.constexpr):
+    """exp((logit - top) / temperature) as every backend computes it, float64; 0 at -inf, NaN, +inf."""
     INFINITY: tl.constexpr = float("inf")
-    logit = tl.where(logit < INFINITY, logit, -INFINITY)
-    scaled = logit.to(tl.float64) - top
+    scaled = tl.where(logit < INFINITY, logit, -INFINITY).to(tl.float64) - top
     if TEMPERED:
         scaled = scaled / temperature
     return exp_double(scaled)
+
+
+@triton.jit
+def fast_weight(logit, pivot, temperature, TEMPERED: tl.constexpr):
+    """exp((logit - pivot) / temperature) to within `tie_margin`, and not less than exp(-700).
+
+    A forbidden token so weighs exp(-700), which no sum of order 1 notices.
+    """
+    INFINITY: tl.constexpr = float("inf")
+    scaled = tl.where(logit < INFINITY, logit, -INFINITY).to(tl.float64) - pivot
+    if TEMPERED:
+        scaled = scaled * (1.0 / temperature)
+    return exp_fused(scaled)
 
 
 @triton.jit
@@ -71,7 +83,7 @@ def sites_in_order(
     last = wanted.to(tl.int64) * 0
     for v in range(0, vocab_size):
         logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
-        weight = weight_of(logit, top, temperature, TEMPERED)
+        weight = exact_weight(logit, top, temperature, TEMPERED)
         total += weight
         last = tl.where(weight > 0.0, v, last)
     target = u * total
@@ -79,7 +91,7 @@ def sites_in_order(
     token = last * 0
     for v in range(0, vocab_size):
         logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
-        total += weight_of(logit, top, temperature, TEMPERED)
+        total += exact_weight(logit, top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
     return tl.minimum(token, last)
 
@@ -112,6 +124,17 @@ def pick_of_sites(
 
 
 @triton.jit
+def note_site(fault_ptr, bad, top, row, site, step):
+    """Note a site where some lane saw NaN or +inf, or whose largest logit is -inf."""
+    INFINITY: tl.constexpr = float("inf")
+    if tl.max(bad, axis=0) > 0:
+        note_fault(fault_ptr, row, site + 1, site * 0, step, LOGIT_FAULT)
+    else:
+        if top == -INFINITY:
+            note_fault(fault_ptr, row, site + 1, site * 0, step, NO_TOKEN_FAULT)
+
+
+@triton.jit
 def summarise(
     site_ptr,
     token_stride,
@@ -125,35 +148,40 @@ def summarise(
     NUM_BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """One read of the logits of a site: largest logit (float64), block ends of the CDF [NUM_BLOCKS].
+    """One read of the logits of a site: (largest, pivot, ends [NUM_BLOCKS]), float64.
 
-    A site without any token to draw is noted and counts as one whose logits are all 0.
+    ends: the CDF at the end of each block of tokens, of weights relative to the pivot. A site without
+    any token to draw is noted.
     """
     INFINITY: tl.constexpr = float("inf")
     slots = tl.arange(0, NUM_BLOCKS)
-    tops = tl.full([NUM_BLOCKS], -INFINITY, tl.float64)
+    lanes = tl.arange(0, BLOCK_V).to(tl.int64)
     sums = tl.zeros([NUM_BLOCKS], tl.float64)
+    tops = tl.full([BLOCK_V], -INFINITY, site_ptr.dtype.element_ty)
     bad = tl.zeros([BLOCK_V], tl.int32)
-    for block in range(0, tl.cdiv(vocab_size, BLOCK_V)):
-        v = block * BLOCK_V + tl.arange(0, BLOCK_V).to(tl.int64)
-        logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
-        ok = logit < INFINITY
-        bad = tl.where(ok, bad, 1)
-        logit = tl.where(ok, logit, -INFINITY).to(tl.float64)
-        b_top = tl.max(logit, axis=0)
-        pivot = tl.where(b_top == -INFINITY, 0.0, b_top)
-        b_sum = tl.sum(weight_of(logit, pivot, temperature, TEMPERED), axis=0)
-        tops = tl.where(slots == block, b_top, tops)
-        sums = tl.where(slots == block, b_sum, sums)
-    top = tl.max(tops, axis=0)
-    if tl.max(bad, axis=0) > 0:
-        note_fault(fault_ptr, row, site + 1, site * 0, step, LOGIT_FAULT)
-    else:
-        if top == -INFINITY:
-            note_fault(fault_ptr, row, site + 1, site * 0, step, NO_TOKEN_FAULT)
-    top = tl.where(top == -INFINITY, 0.0, top)
-    ends = tl.cumsum(sums * weight_of(tops, top, temperature, TEMPERED), axis=0)
-    return top, ends
+    # The first block's largest logit serves as the pivot; a later one seldom exceeds it by so much
+    # that weights grow out of range, and then everything is summed once more.
+    logit = tl.load(site_ptr + lanes * token_stride, mask=lanes < vocab_size, other=-INFINITY)
+    top = tl.max(tl.where(logit < INFINITY, logit, -INFINITY), axis=0).to(tl.float64)
+    pivot = tl.where(top == -INFINITY, 0.0, top)
+    passes = tl.full([], 1, tl.int32)
+    while passes > 0:
+        for block in range(0, tl.cdiv(vocab_size, BLOCK_V)):
+            v = block * BLOCK_V + lanes
+            logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
+            ok = logit < INFINITY
+            bad = tl.where(ok, bad, 1)
+            tops = tl.where(ok & (logit > tops), logit, tops)
+            b_sum = tl.sum(fast_weight(logit, pivot, temperature, TEMPERED), axis=0)
+            sums = tl.where(slots == block, b_sum, sums)
+        top = tl.max(tops, axis=0).to(tl.float64)
+        rise = tl.abs(tl.where(top == -INFINITY, pivot, top) - pivot)
+        if TEMPERED:
+            rise = rise / temperature
+        passes = (rise > 300.0).to(tl.int32)
+        pivot = tl.where(passes > 0, top, pivot)
+    note_site(fault_ptr, bad, top, row, site, step)
+    return tl.where(top == -INFINITY, 0.0, top), pivot, tl.cumsum(sums, axis=0)
 
 
 @triton.jit
@@ -163,7 +191,7 @@ def first_maximum(
     """First place of the largest logit of a site; a site without any token to draw is noted."""
     INFINITY: tl.constexpr = float("inf")
     lanes = tl.arange(0, BLOCK_V).to(tl.int64)
-    top = tl.full([BLOCK_V], -INFINITY, site_ptr.dtype.element_ty)
+    tops = tl.full([BLOCK_V], -INFINITY, site_ptr.dtype.element_ty)
     best = lanes * 0
     bad = tl.zeros([BLOCK_V], tl.int32)
     for block in range(0, tl.cdiv(vocab_size, BLOCK_V)):
@@ -171,16 +199,12 @@ def first_maximum(
         logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
         ok = logit < INFINITY
         bad = tl.where(ok, bad, 1)
-        better = ok & (logit > top)
+        better = ok & (logit > tops)
         best = tl.where(better, v, best)
-        top = tl.where(better, logit, top)
-    largest = tl.max(top, axis=0)
-    if tl.max(bad, axis=0) > 0:
-        note_fault(fault_ptr, row, site + 1, site * 0, step, LOGIT_FAULT)
-    else:
-        if largest == -INFINITY:
-            note_fault(fault_ptr, row, site + 1, site * 0, step, NO_TOKEN_FAULT)
-    return tl.min(tl.where(top == largest, best, 0x7FFFFFFFFFFFFFFF), axis=0)
+        tops = tl.where(better, logit, tops)
+    top = tl.max(tops, axis=0)
+    note_site(fault_ptr, bad, top.to(tl.float64), row, site, step)
+    return tl.min(tl.where(tops == top, best, 0x7FFFFFFFFFFFFFFF), axis=0)
 
 
 @triton.jit
@@ -191,14 +215,14 @@ def pick_in_order(
     total = top * 0.0
     last = tl.zeros([], tl.int64)
     for v in range(0, vocab_size):
-        weight = weight_of(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
+        weight = exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
         total += weight
         last = tl.where(weight > 0.0, v, last).to(tl.int64)
     target = u * total
     total = top * 0.0
     token = tl.zeros([], tl.int64)
     for v in range(0, vocab_size):
-        total += weight_of(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
+        total += exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
     return tl.minimum(token, last)
 
@@ -209,6 +233,7 @@ def pick_by_blocks(
     token_stride,
     vocab_size,
     top,
+    pivot,
     ends,
     temperature,
     u,
@@ -228,7 +253,7 @@ def pick_by_blocks(
     v = block * BLOCK_V + tl.arange(0, BLOCK_V).to(tl.int64)
     valid = v < vocab_size
     logit = tl.load(site_ptr + v * token_stride, mask=valid, other=-INFINITY)
-    weight = weight_of(logit, top, temperature, TEMPERED)
+    weight = fast_weight(logit, pivot, temperature, TEMPERED)
     gap = (tl.cumsum(weight, axis=0) + start) - target
     token = block.to(tl.int64) * BLOCK_V + tl.sum((valid & (gap <= 0.0)).to(tl.int64), axis=0)
     close = tl.max((valid & (tl.abs(gap) <= margin)).to(tl.int32), axis=0)

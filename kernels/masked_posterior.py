@@ -12,13 +12,13 @@ import triton.language as tl
 
 from fastguide.kernels import device_faults
 from fastguide.kernels.categorical import (
+    fast_weight,
     first_maximum,
     logits_of_sites,
     mode_of_sites,
     pick_by_blocks,
     pick_of_sites,
     summarise,
-    weight_of,
 )
 from fastguide.kernels.masked_sites import logits_row, note_tokens
 from fastguide.kernels.philox import uniform_at, word
@@ -98,7 +98,7 @@ def _masked_posterior_small_kernel(
         tl.store(out_ptr + row * length + site, tl.where(masked, best, x), mask=valid)
     else:
         temperature = double_argument(temperature_bits, temperature_ptr)
-        cdf = tl.cumsum(weight_of(logit, top[None, :], temperature, TEMPERED), axis=0)
+        cdf = tl.cumsum(fast_weight(logit, top[None, :], temperature, TEMPERED), axis=0)
         c2, c3 = state_words(keys_ptr, row, integer_argument(purpose, None))
         for s in range(0, num_samples):
             u = uniform_at(word(site), word(step + s), c2, c3, seed)
@@ -160,7 +160,7 @@ def _masked_list_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_samples", "num_programs", "num_logit_rows"]
+    do_not_specialize=["length", "num_samples", "num_logit_rows"]
     + ["seed", "purpose", "vocab_size", "temperature_bits"]
 )
 def _masked_predict_kernel(
@@ -178,7 +178,6 @@ def _masked_predict_kernel(
     length,
     vocab_size,
     num_samples,
-    num_programs,
     seed: tl.int64,
     seed_ptr,
     purpose: tl.int64,
@@ -193,7 +192,10 @@ def _masked_predict_kernel(
     seed = integer_argument(seed, seed_ptr)
     purpose = integer_argument(purpose, None)
     temperature = double_argument(temperature_bits, temperature_ptr)
-    for i in range(tl.program_id(0), tl.load(count_ptr), num_programs):
+    # Programs take the next entry when they are free: how many run at once does not matter.
+    count = tl.load(count_ptr)
+    i = tl.atomic_add(count_ptr + 1, 1)
+    while i < count:
         entry = tl.load(list_ptr + i)
         row = entry // length
         site = entry - row * length
@@ -206,7 +208,7 @@ def _masked_predict_kernel(
             )
             tl.store(out_ptr + entry, best)
         else:
-            top, ends = summarise(
+            top, pivot, ends = summarise(
                 site_ptr,
                 logit_token_stride,
                 vocab_size,
@@ -227,6 +229,7 @@ def _masked_predict_kernel(
                     logit_token_stride,
                     vocab_size,
                     top,
+                    pivot,
                     ends,
                     temperature,
                     u,
@@ -235,6 +238,7 @@ def _masked_predict_kernel(
                     BLOCK_V,
                 )
                 tl.store(out_ptr + (row * num_samples + s) * length + site, token)
+        i = tl.atomic_add(count_ptr + 1, 1)
 
 
 def launch_masked_posterior(
@@ -257,7 +261,7 @@ def launch_masked_posterior(
     fault = device_faults.record(OP, x.device)
     mode = num_samples == 0
     tempered = not mode and (isinstance(temperature, torch.Tensor) or temperature != 1.0)
-    block_l = site_block(length)
+    block_l = site_block(length, vocab_size)
     num_tiles = triton.cdiv(length, block_l)
     if vocab_size <= SMALL:
         _masked_posterior_small_kernel[(num_rows * num_tiles,)](
@@ -288,7 +292,7 @@ def launch_masked_posterior(
         return device_faults.outcome(x.device)
 
     listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
-    count = torch.zeros(1, dtype=torch.int64, device=x.device)
+    count = torch.zeros(2, dtype=torch.int64, device=x.device)
     _masked_list_kernel[(num_rows * num_tiles,)](
         index,
         x,
@@ -321,7 +325,6 @@ def launch_masked_posterior(
         length,
         vocab_size,
         num_samples,
-        num_programs,
         *integer(seed),
         purpose,
         *double(temperature),

@@ -13,11 +13,11 @@ import triton.language as tl
 
 from fastguide.kernels import device_faults
 from fastguide.kernels.categorical import (
+    fast_weight,
     logits_of_sites,
     pick_by_blocks,
     pick_of_sites,
     summarise,
-    weight_of,
 )
 from fastguide.kernels.masked_sites import logits_row, note_tokens
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
@@ -133,7 +133,7 @@ def _masked_propose_small_kernel(
             logit, top = logits_of_sites(
                 site_ptr, logit_token_stride, vocab_size, site, wanted, n, step, fault_ptr, V
             )
-            cdf = tl.cumsum(weight_of(logit, top[None, :], temperature, TEMPERED), axis=0)
+            cdf = tl.cumsum(fast_weight(logit, top[None, :], temperature, TEMPERED), axis=0)
             mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
             for s in range(0, 4 * num_quads):
                 k = base + s - first
@@ -245,7 +245,7 @@ def _masked_reveal_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_candidates", "num_programs", "num_logit_rows", "mask_token"]
+    do_not_specialize=["length", "num_candidates", "num_logit_rows", "mask_token"]
     + ["seed", "step", "threshold", "vocab_size", "temperature_bits"]
 )
 def _masked_draw_kernel(
@@ -265,7 +265,6 @@ def _masked_draw_kernel(
     length,
     vocab_size,
     num_candidates,
-    num_programs,
     mask_token: tl.int64,
     seed: tl.int64,
     seed_ptr,
@@ -286,14 +285,17 @@ def _masked_draw_kernel(
     temperature = double_argument(temperature_bits, temperature_ptr)
     threshold = reveal_threshold(threshold, rho_ptr)
     slots = tl.arange(0, BLOCK_K).to(tl.int64)
-    for i in range(tl.program_id(0), tl.load(count_ptr), num_programs):
+    # Programs take the next entry when they are free: how many run at once does not matter.
+    count = tl.load(count_ptr)
+    i = tl.atomic_add(count_ptr + 1, 1)
+    while i < count:
         entry = tl.load(list_ptr + i)
         n = entry // length
         site = entry - n * length
         chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
         u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
         site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
-        top, ends = summarise(
+        top, pivot, ends = summarise(
             site_ptr,
             logit_token_stride,
             vocab_size,
@@ -327,6 +329,7 @@ def _masked_draw_kernel(
                         logit_token_stride,
                         vocab_size,
                         top,
+                        pivot,
                         ends,
                         temperature,
                         u,
@@ -339,6 +342,7 @@ def _masked_draw_kernel(
                     tl.store(tokens_ptr + o_k * length + site, token)
                     tl.atomic_xor(new_keys_ptr + 2 * o_k, low ^ mask_low)
                     tl.atomic_xor(new_keys_ptr + 2 * o_k + 1, high ^ mask_high)
+        i = tl.atomic_add(count_ptr + 1, 1)
 
 
 def launch_masked_propose(
@@ -405,8 +409,8 @@ def launch_masked_propose(
     new_keys.copy_(keys[:, None].expand_as(new_keys))
     changed.zero_()
     listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
-    count = torch.zeros(1, dtype=torch.int64, device=x.device)
-    block_l = site_block(length)
+    count = torch.zeros(2, dtype=torch.int64, device=x.device)
+    block_l = site_block(length, vocab_size)
     num_tiles = triton.cdiv(length, block_l)
     if length:
         _masked_reveal_kernel[(num_rows * num_tiles,)](
@@ -449,7 +453,6 @@ def launch_masked_propose(
             length,
             vocab_size,
             num_candidates,
-            num_programs,
             mask_token,
             *integer(seed),
             *integer(step),

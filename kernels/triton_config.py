@@ -14,15 +14,22 @@ from fastguide.kernels.triton_runtime import interpreting
 
 SMALL = 32
 """Vocabularies up to here keep the CDF of a site in registers."""
-LARGE_BLOCK_V = 256 if interpreting() else 2048
-LARGE_WARPS = 8
-_DRAW_PROGRAMS_PER_MULTIPROCESSOR = 4
+LARGE_BLOCK_V = 256 if interpreting() else 1024
+LARGE_WARPS = 4
+_DRAW_PROGRAMS_PER_MULTIPROCESSOR = 6
+_TILE = 1024
 _FEW_PROGRAMS = 1024
 
 
-def site_block(length: int) -> int:
-    """Sites per program: one thread each."""
-    return min(max(triton.next_power_of_2(max(length, 1)), 16), 64 if interpreting() else 128)
+def site_block(length: int, vocab_size: int) -> int:
+    """Sites per program of 128 threads: a thread each up to 8 tokens; beyond, they share a site.
+
+    More than eight weights of float64 in a thread would spill.
+    """
+    most = 64 if interpreting() else 128
+    if 8 < vocab_size <= SMALL:
+        most = _TILE // triton.next_power_of_2(vocab_size)
+    return min(max(triton.next_power_of_2(max(length, 1)), 16), most)
 
 
 def propose_tile(
@@ -35,7 +42,7 @@ def propose_tile(
     """
     quads = triton.cdiv(num_candidates, 4)
     chunk = 4 if quads == 1 or num_rows * quads <= _FEW_PROGRAMS else 16
-    return chunk, site_block(length)
+    return chunk, site_block(length, vocab_size)
 
 
 def draw_programs(device: torch.device, most: int) -> int:

@@ -154,6 +154,16 @@ def test_strided_double_logits(vocab: int) -> None:
     check("masked_posterior", posterior(vocab=vocab, logits=logits))
 
 
+@pytest.mark.parametrize("offset", [200.0, 1e4])
+def test_a_late_maximum_far_above_the_first_block(offset: float) -> None:
+    """The first block's pivot serves large rises, and is replaced where weights would overflow."""
+    logits = torch.randn(4, 70, 600)
+    logits[..., 256:] += offset
+    logits[..., 500:] -= 2 * offset
+    logits[1, :, :256] = -torch.inf
+    check("masked_propose", propose(vocab=600, logits=logits, num_candidates=2))
+
+
 @triton.jit
 def _everything(count):  # type: ignore[no-untyped-def]
     return tl.exp(count * 0.0)
