@@ -41,7 +41,9 @@ from fastguide.kernels.soft_value import launch_soft_value
 MAIN = 90
 ARCHITECTURES = (80, 90, 100)
 LENGTH = 200
-# A launch compiles one entry per kernel, types and constants; how sizes divide by 16 only vectorises.
+# As Triton calls it.
+PTXAS_OPTIONS = ("-v", "--fmad=false", "--regAllocOptLevel=2")
+# One entry per kernel, types and constants; how sizes divide by 16 only vectorises.
 Key = tuple[Any, ...]
 
 
@@ -242,8 +244,7 @@ def _usage(ptx: str) -> dict[str, int]:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         report = subprocess.run(
-            [_ptxas(), "-v", "--fmad=false", "--regAllocOptLevel=2", f"--gpu-name={target[1]}", str(source)]
-            + ["-o", str(Path(folder, "kernel.cubin"))],
+            [_ptxas(), *PTXAS_OPTIONS, f"--gpu-name={target[1]}", source, "-o", f"{folder}/out"],
             capture_output=True,
             text=True,
             check=True,
@@ -251,7 +252,8 @@ def _usage(ptx: str) -> dict[str, int]:
     registers = re.search(r"Used (\d+) registers", report)
     stores = re.search(r"(\d+) bytes spill stores", report)
     loads = re.search(r"(\d+) bytes spill loads", report)
-    assert registers and stores and loads, report
+    if registers is None or stores is None or loads is None:
+        raise RuntimeError(f"ptxas said nothing about registers:\n{report}")
     return {
         "registers": int(registers[1]),
         "spill_stores_bytes": int(stores[1]),

@@ -23,7 +23,7 @@ from fastguide.kernels.triton_runtime import (
 
 @triton.jit
 def exact_weight(logit, top, temperature, TEMPERED: tl.constexpr):
-    """exp((logit - top) / temperature) as every backend computes it, float64; 0 at -inf, NaN, +inf."""
+    """exp((logit - top) / temperature) as every backend has it, float64; 0 at -inf, NaN, +inf."""
     INFINITY: tl.constexpr = float("inf")
     scaled = tl.where(logit < INFINITY, logit, -INFINITY).to(tl.float64) - top
     if TEMPERED:
@@ -48,7 +48,7 @@ def fast_weight(logit, pivot, temperature, TEMPERED: tl.constexpr):
 def logits_of_sites(
     logits_ptr, token_stride, vocab_size, sites, wanted, row, step, fault_ptr, V: tl.constexpr
 ):
-    """Logits [V, B] of the sites [B] that are wanted, -inf elsewhere, and the largest of each, float64.
+    """Logits [V, B] of the sites [B] that are wanted, -inf elsewhere; the largest of each, float64.
 
     logits_ptr: [B] pointers to the sites' first logits.   V: power of two from vocab_size on. A
     wanted site without any token to draw is noted; its largest counts as 0.
@@ -81,7 +81,7 @@ def sites_in_order(
     """The token of each site [B] by sequential sums."""
     total = u * 0.0
     last = wanted.to(tl.int64) * 0
-    for v in range(0, vocab_size):
+    for v in range(vocab_size):
         logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
         weight = exact_weight(logit, top, temperature, TEMPERED)
         total += weight
@@ -89,7 +89,7 @@ def sites_in_order(
     target = u * total
     total = u * 0.0
     token = last * 0
-    for v in range(0, vocab_size):
+    for v in range(vocab_size):
         logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
         total += exact_weight(logit, top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
@@ -109,7 +109,7 @@ def pick_of_sites(
     V: tl.constexpr,
     TEMPERED: tl.constexpr,
 ):
-    """The token of each wanted site [B] for uniforms u [B]; cdf [V, B]: running sums of the weights."""
+    """The token of each wanted site [B] for uniforms u [B]; cdf [V, B]: sums of the weights."""
     inside = tl.arange(0, V)[:, None] < vocab_size
     total = tl.max(cdf, axis=0)
     margin = total * tie_margin(vocab_size)
@@ -150,8 +150,8 @@ def summarise(
 ):
     """One read of the logits of a site: (largest, pivot, ends [NUM_BLOCKS]), float64.
 
-    ends: the CDF at the end of each block of tokens, of weights relative to the pivot. A site without
-    any token to draw is noted.
+    ends: the CDF at the end of each block of tokens, of weights relative to the pivot. A site
+    without any token to draw is noted.
     """
     INFINITY: tl.constexpr = float("inf")
     slots = tl.arange(0, NUM_BLOCKS)
@@ -166,7 +166,7 @@ def summarise(
     pivot = tl.where(top == -INFINITY, 0.0, top)
     passes = tl.full([], 1, tl.int32)
     while passes > 0:
-        for block in range(0, tl.cdiv(vocab_size, BLOCK_V)):
+        for block in range(tl.cdiv(vocab_size, BLOCK_V)):
             v = block * BLOCK_V + lanes
             logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
             ok = logit < INFINITY
@@ -194,7 +194,7 @@ def first_maximum(
     tops = tl.full([BLOCK_V], -INFINITY, site_ptr.dtype.element_ty)
     best = lanes * 0
     bad = tl.zeros([BLOCK_V], tl.int32)
-    for block in range(0, tl.cdiv(vocab_size, BLOCK_V)):
+    for block in range(tl.cdiv(vocab_size, BLOCK_V)):
         v = block * BLOCK_V + lanes
         logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
         ok = logit < INFINITY
@@ -208,20 +208,18 @@ def first_maximum(
 
 
 @triton.jit
-def pick_in_order(
-    site_ptr, token_stride, vocab_size, top, temperature, u, TEMPERED: tl.constexpr
-):
+def pick_in_order(site_ptr, token_stride, vocab_size, top, temperature, u, TEMPERED: tl.constexpr):
     """The token of a site by sequential sums, without blocks."""
     total = top * 0.0
     last = tl.zeros([], tl.int64)
-    for v in range(0, vocab_size):
+    for v in range(vocab_size):
         weight = exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
         total += weight
         last = tl.where(weight > 0.0, v, last).to(tl.int64)
     target = u * total
     total = top * 0.0
     token = tl.zeros([], tl.int64)
-    for v in range(0, vocab_size):
+    for v in range(vocab_size):
         total += exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
     return tl.minimum(token, last)
@@ -259,7 +257,5 @@ def pick_by_blocks(
     close = tl.max((valid & (tl.abs(gap) <= margin)).to(tl.int32), axis=0)
     close = tl.maximum(close, tl.max((tl.abs(ends - target) <= margin).to(tl.int32), axis=0))
     if close > 0:
-        token = pick_in_order(
-            site_ptr, token_stride, vocab_size, top, temperature, u, TEMPERED
-        )
+        token = pick_in_order(site_ptr, token_stride, vocab_size, top, temperature, u, TEMPERED)
     return token

@@ -93,9 +93,7 @@ def launch_philox_normal(
 
 def launch_masked_keys(x: torch.Tensor, out: torch.Tensor) -> None:
     """x [R, L] int64 -> out [R, 2] int64."""
-    _C.masked_keys(
-        x.data_ptr(), x.stride(), *x.shape, out.data_ptr(), torch.get_num_threads()
-    )
+    _C.masked_keys(x.data_ptr(), x.stride(), *x.shape, out.data_ptr(), torch.get_num_threads())
 
 
 def launch_masked_propose(
@@ -114,7 +112,7 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed [N, K]."""
+    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed."""
     return _C.masked_propose(
         logits.data_ptr(),
         logits.dtype == torch.float64,
@@ -182,7 +180,7 @@ def launch_unique_rows(
     inverse: torch.Tensor,
     count: torch.Tensor,
 ) -> None:
-    """rows [R, L] with unit stride along L, keys [R, 2] -> first [R], inverse [R], count [1], int64."""
+    """rows [R, L] with unit stride along L, keys [R, 2] -> first [R], inverse [R], count [1]."""
     size = rows.element_size()
     _C.unique_rows(
         rows.data_ptr(),
@@ -217,7 +215,7 @@ def launch_gaussian_propose(
     candidates: torch.Tensor,
     log_ratio: torch.Tensor,
 ) -> Fault | None:
-    """x [N, ...], output [U, ...], shift [N, ...] or None -> candidates [N, K, ...], log_ratio [N, K]."""
+    """x, shift [N, ...], output [U, ...] -> candidates [N, K, ...], log_ratio [N, K]."""
     # Holds the copies until the kernel has read them.
     x, output = _rows(x), _rows(output)
     shift = None if shift is None else _rows(shift)
@@ -274,7 +272,9 @@ def _gather_item(
 def _inner_contiguous(source: torch.Tensor, lead: int) -> bool:
     """What one row takes is one block of memory."""
     due = 1
-    for length, stride in zip(source.shape[:lead - 1:-1], source.stride()[:lead - 1:-1], strict=True):
+    for length, stride in zip(
+        source.shape[: lead - 1 : -1], source.stride()[: lead - 1 : -1], strict=True
+    ):
         if length != 1 and stride != due:
             return False
         due *= length
@@ -317,7 +317,7 @@ def launch_select(
     ess: torch.Tensor,
     gathered: Sequence[torch.Tensor],
 ) -> Fault | None:
-    """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess [N], gathered."""
+    """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess, gathered."""
     tensors = (particles, gather, index, lme, ess, gathered)
     return plan_select(values, alpha, log_ratio, seed, chains, *tensors)(counter)
 
@@ -380,7 +380,8 @@ def launch_resample(
     sources = _gather_sources(gather)
     return _C.resample(
         _matrix(log_w),
-        *log_w.shape,
+        log_w.shape[0],
+        log_w.shape[1],
         RESAMPLE_SCHEMES[scheme],
         -1.0 if ess_threshold is None else ess_threshold,
         seed,

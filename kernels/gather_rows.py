@@ -25,7 +25,7 @@ def _gather_rows_kernel(
     inner,
     BLOCK: tl.constexpr,
 ):
-    """target[n] = source[n, index[n]], or source[where[n, index[n]]]; strides, inner: in elements."""
+    """target[n] = source[n, index[n]] or source[where[n, index[n]]]; lengths in elements."""
     tiles = tl.cdiv(inner, BLOCK)
     n = tl.program_id(0).to(tl.int64) // tiles
     tile = tl.program_id(0) - n * tiles
@@ -53,7 +53,9 @@ UNITS = {8: tl.int64, 4: tl.int32, 2: tl.int16, 1: tl.int8}
 def _rows_are_blocks(source: torch.Tensor, lead: int) -> bool:
     """What one row takes is one block of memory."""
     due = 1
-    for length, stride in zip(source.shape[:lead - 1:-1], source.stride()[:lead - 1:-1], strict=True):
+    for length, stride in zip(
+        source.shape[: lead - 1 : -1], source.stride()[: lead - 1 : -1], strict=True
+    ):
         if length != 1 and stride != due:
             return False
         due *= length

@@ -24,8 +24,17 @@ OP = "gaussian_propose"
 
 
 @triton.jit(
-    do_not_specialize=["num_output_rows", "num_candidates", "per_program", "num_tiles"]
-    + ["seed", "counter", "a_bits", "b_bits", "s_bits"]
+    do_not_specialize=[
+        "num_output_rows",
+        "num_candidates",
+        "per_program",
+        "num_tiles",
+        "seed",
+        "counter",
+        "a_bits",
+        "b_bits",
+        "s_bits",
+    ]
 )
 def _gaussian_propose_kernel(
     x_ptr,
@@ -78,16 +87,13 @@ def _gaussian_propose_kernel(
     m_element = element < num_elements
     x = tl.load(x_ptr + n * x_row_stride + element, mask=m_element, other=0.0)
     output = tl.load(output_ptr + row * output_row_stride + element, mask=m_element, other=0.0)
-    shift = x * 0.0
+    shift = tl.zeros([4 * BLOCK], x.dtype)
     if shift_ptr is not None:
         shift = tl.load(shift_ptr + n * shift_row_stride + element, mask=m_element, other=0.0)
         h = shift.to(tl.float64) / s
     if SINGLE:
         # Coefficients are rounded first and products fused, as in the C++ kernels.
-        a_block = a.to(tl.float32) + tl.zeros([4 * BLOCK], tl.float32)
-        b_block = b.to(tl.float32) + tl.zeros([4 * BLOCK], tl.float32)
-        s_block = s.to(tl.float32) + tl.zeros([4 * BLOCK], tl.float32)
-        mean = tl.fma(a_block, x, tl.fma(b_block, output, shift))
+        mean = tl.fma(a.to(tl.float32), x, tl.fma(b.to(tl.float32), output, shift))
     else:
         mean = a * x + b * output + shift
 
@@ -96,13 +102,8 @@ def _gaussian_propose_kernel(
     for k in range(begin, tl.minimum(begin + per_program, num_candidates)):
         candidate = mean
         if NOISE:
-            z = four_normals(
-                word(block), word(first + k), word(chain), word(counter), seed, SINGLE
-            )
-            if SINGLE:
-                candidate = tl.fma(s_block, z, mean)
-            else:
-                candidate = mean + s * z
+            z = four_normals(word(block), word(first + k), word(chain), word(counter), seed, SINGLE)
+            candidate = tl.fma(s.to(tl.float32), z, mean) if SINGLE else mean + s * z
             if shift_ptr is not None:
                 terms = -h * (z.to(tl.float64) + 0.5 * h)
                 total = tl.sum(tl.where(m_element, terms, 0.0), axis=0)
@@ -126,7 +127,7 @@ def launch_gaussian_propose(
     candidates: torch.Tensor,
     log_ratio: torch.Tensor,
 ) -> device_faults.Fault | None:
-    """x [N, ...], output [U, ...], shift [N, ...] or None -> candidates [N, K, ...], log_ratio [N, K]."""
+    """x, shift [N, ...], output [U, ...] -> candidates [N, K, ...], log_ratio [N, K] or [N, 0]."""
     num_chains, num_candidates = candidates.shape[:2]
     if not candidates.numel():
         log_ratio.zero_()

@@ -13,9 +13,7 @@ OP = "masked_keys"
 
 
 @triton.jit(do_not_specialize=["length"])
-def _masked_keys_kernel(
-    x_ptr, out_ptr, row_stride, site_stride, length, BLOCK: tl.constexpr
-):
+def _masked_keys_kernel(x_ptr, out_ptr, row_stride, site_stride, length, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     low = tl.zeros([BLOCK], tl.int64)
     high = tl.zeros([BLOCK], tl.int64)

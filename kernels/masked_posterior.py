@@ -25,6 +25,7 @@ from fastguide.kernels.philox import uniform_at, word
 from fastguide.kernels.triton_config import (
     LARGE_BLOCK_V,
     LARGE_WARPS,
+    MAX_REGISTERS,
     SMALL,
     draw_programs,
     site_block,
@@ -35,6 +36,7 @@ from fastguide.kernels.triton_runtime import (
     double_argument,
     integer,
     integer_argument,
+    is_tempered,
 )
 
 OP = "masked_posterior"
@@ -48,8 +50,17 @@ def state_words(keys_ptr, row, purpose):
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_samples", "num_tiles", "num_logit_rows", "mask_token"]
-    + ["seed", "purpose", "vocab_size", "temperature_bits"]
+    do_not_specialize=[
+        "length",
+        "num_samples",
+        "num_tiles",
+        "num_logit_rows",
+        "mask_token",
+        "seed",
+        "purpose",
+        "vocab_size",
+        "temperature_bits",
+    ]
 )
 def _masked_posterior_small_kernel(
     logits_ptr,
@@ -100,7 +111,7 @@ def _masked_posterior_small_kernel(
         temperature = double_argument(temperature_bits, temperature_ptr)
         cdf = tl.cumsum(fast_weight(logit, top[None, :], temperature, TEMPERED), axis=0)
         c2, c3 = state_words(keys_ptr, row, integer_argument(purpose, None))
-        for s in range(0, num_samples):
+        for s in range(num_samples):
             u = uniform_at(word(site), word(step + s), c2, c3, seed)
             drawn = pick_of_sites(
                 site_ptr,
@@ -119,8 +130,14 @@ def _masked_posterior_small_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_copies", "num_tiles", "num_logit_rows", "mask_token"]
-    + ["vocab_size"]
+    do_not_specialize=[
+        "length",
+        "num_copies",
+        "num_tiles",
+        "num_logit_rows",
+        "mask_token",
+        "vocab_size",
+    ]
 )
 def _masked_list_kernel(
     index_ptr,
@@ -149,7 +166,7 @@ def _masked_list_kernel(
     x = tl.load(x_ptr + row * x_row_stride + site * x_site_stride, mask=valid, other=0)
     masked = valid & (x == mask_token)
     note_tokens(x, valid & (masked == 0), vocab_size, row, site, step, fault_ptr)
-    for s in range(0, num_copies):
+    for s in range(num_copies):
         tl.store(out_ptr + (row * num_copies + s) * length + site, x, mask=valid)
     wanted = masked.to(tl.int32)
     place = tl.cumsum(wanted, axis=0) - 1
@@ -160,8 +177,15 @@ def _masked_list_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_samples", "num_logit_rows"]
-    + ["seed", "purpose", "vocab_size", "temperature_bits"]
+    do_not_specialize=[
+        "length",
+        "num_samples",
+        "num_logit_rows",
+        "seed",
+        "purpose",
+        "vocab_size",
+        "temperature_bits",
+    ]
 )
 def _masked_predict_kernel(
     logits_ptr,
@@ -222,7 +246,7 @@ def _masked_predict_kernel(
                 BLOCK_V,
             )
             c2, c3 = state_words(keys_ptr, row, purpose)
-            for s in range(0, num_samples):
+            for s in range(num_samples):
                 u = uniform_at(word(site), word(step + s), c2, c3, seed)
                 token = pick_by_blocks(
                     site_ptr,
@@ -260,7 +284,7 @@ def launch_masked_posterior(
     vocab_size = logits.shape[2]
     fault = device_faults.record(OP, x.device)
     mode = num_samples == 0
-    tempered = not mode and (isinstance(temperature, torch.Tensor) or temperature != 1.0)
+    tempered = not mode and is_tempered(temperature)
     block_l = site_block(length, vocab_size)
     num_tiles = triton.cdiv(length, block_l)
     if vocab_size <= SMALL:
@@ -287,6 +311,7 @@ def launch_masked_posterior(
             MODE=mode,
             BLOCK_L=block_l,
             num_warps=4,
+            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)
@@ -333,6 +358,7 @@ def launch_masked_posterior(
         NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
         BLOCK_V=LARGE_BLOCK_V,
         num_warps=LARGE_WARPS,
+        maxnreg=MAX_REGISTERS,
         **OPTIONS,
     )
     return device_faults.outcome(x.device)

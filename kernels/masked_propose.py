@@ -1,8 +1,7 @@
 """K successors of each masked state on a GPU.
 
 Up to SMALL tokens, one launch does everything: a thread per site, running sums in registers, all
-candidates of a chunk from one read. Above, a first launch makes copies and lists the sites that
-some candidate reveals; a second one, of a fixed grid, works through that list.
+candidates of a chunk from one read. Larger vocabularies: masked_propose_large.py.
 """
 
 from __future__ import annotations
@@ -15,19 +14,21 @@ from fastguide.kernels import device_faults
 from fastguide.kernels.categorical import (
     fast_weight,
     logits_of_sites,
-    pick_by_blocks,
     pick_of_sites,
-    summarise,
 )
-from fastguide.kernels.masked_sites import logits_row, note_tokens
+from fastguide.kernels.masked_propose_large import launch_large
+from fastguide.kernels.masked_sites import (
+    REVEAL,
+    TOKEN,
+    logits_row,
+    note_tokens,
+    reveal_threshold,
+)
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
 from fastguide.kernels.triton_config import (
-    LARGE_BLOCK_V,
-    LARGE_WARPS,
+    MAX_REGISTERS,
     SMALL,
-    draw_programs,
     propose_tile,
-    site_block,
 )
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
@@ -36,24 +37,25 @@ from fastguide.kernels.triton_runtime import (
     double_argument,
     integer,
     integer_argument,
+    is_tempered,
 )
 
 OP = "masked_propose"
-_REVEAL = tl.constexpr(3)
-_TOKEN = tl.constexpr(4)
-
-
-@triton.jit
-def reveal_threshold(threshold, rho_ptr):
-    """Smallest word that does not reveal: floor(rho 2**32), int64."""
-    if rho_ptr is not None:
-        threshold = (tl.load(rho_ptr) * 4294967296.0).to(tl.int64)
-    return threshold.to(tl.int64)
 
 
 @triton.jit(
-    do_not_specialize=["length", "num_candidates", "num_chunks", "num_logit_rows", "mask_token"]
-    + ["seed", "step", "threshold", "vocab_size", "temperature_bits"]
+    do_not_specialize=[
+        "length",
+        "num_candidates",
+        "num_chunks",
+        "num_logit_rows",
+        "mask_token",
+        "seed",
+        "step",
+        "threshold",
+        "vocab_size",
+        "temperature_bits",
+    ]
 )
 def _masked_propose_small_kernel(
     logits_ptr,
@@ -117,9 +119,9 @@ def _masked_propose_small_kernel(
 
         # Bit s: candidate base + s reveals the site.
         bits = tl.zeros([BLOCK_L], tl.int32)
-        for quad in range(0, num_quads):
+        for quad in range(num_quads):
             words = philox(
-                word(site), word(base // 4 + quad), word(chain), word((step << 8) | _REVEAL), seed
+                word(site), word(base // 4 + quad), word(chain), word((step << 8) | REVEAL), seed
             )
             for w in tl.static_range(4):
                 k = base + 4 * quad + w - first
@@ -135,14 +137,14 @@ def _masked_propose_small_kernel(
             )
             cdf = tl.cumsum(fast_weight(logit, top[None, :], temperature, TEMPERED), axis=0)
             mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
-            for s in range(0, 4 * num_quads):
+            for s in range(4 * num_quads):
                 k = base + s - first
                 if (k >= 0) & (k < num_candidates):
                     reveals = ((bits >> s) & 1) != 0
                     token = x
                     if tl.max(reveals.to(tl.int32), axis=0) > 0:
                         u = uniform_at(
-                            word(site), word(base + s), word(chain), word((step << 8) | _TOKEN), seed
+                            word(site), word(base + s), word(chain), word((step << 8) | TOKEN), seed
                         )
                         drawn = pick_of_sites(
                             site_ptr,
@@ -167,7 +169,7 @@ def _masked_propose_small_kernel(
                     o_token = (n * num_candidates + k) * length + site
                     tl.store(tokens_ptr + o_token, token, mask=valid)
         else:
-            for s in range(0, 4 * num_quads):
+            for s in range(4 * num_quads):
                 k = base + s - first
                 if (k >= 0) & (k < num_candidates):
                     o_token = (n * num_candidates + k) * length + site
@@ -179,170 +181,6 @@ def _masked_propose_small_kernel(
     tl.store(new_keys_ptr + 2 * o_k, tl.load(keys_ptr + 2 * n) ^ change_low, mask=m_k)
     tl.store(new_keys_ptr + 2 * o_k + 1, tl.load(keys_ptr + 2 * n + 1) ^ change_high, mask=m_k)
     tl.store(changed_ptr + o_k, revealed, mask=m_k)
-
-
-@triton.jit(
-    do_not_specialize=["length", "num_candidates", "num_tiles", "num_logit_rows", "mask_token"]
-    + ["seed", "step", "threshold", "vocab_size"]
-)
-def _masked_reveal_kernel(
-    index_ptr,
-    x_ptr,
-    chains_ptr,
-    first_ptr,
-    tokens_ptr,
-    changed_ptr,
-    list_ptr,
-    count_ptr,
-    fault_ptr,
-    x_row_stride,
-    x_site_stride,
-    num_logit_rows,
-    length,
-    vocab_size,
-    num_candidates,
-    num_tiles,
-    mask_token: tl.int64,
-    seed: tl.int64,
-    seed_ptr,
-    step: tl.int64,
-    step_ptr,
-    threshold: tl.int64,
-    rho_ptr,
-    BLOCK_L: tl.constexpr,
-):
-    """Copies, counts, and the list of n * length + site that some candidate reveals, in any order."""
-    n = tl.program_id(0).to(tl.int64) // num_tiles
-    tile = tl.program_id(0) - n * num_tiles
-    seed = integer_argument(seed, seed_ptr)
-    step = integer_argument(step, step_ptr)
-    threshold = reveal_threshold(threshold, rho_ptr)
-    chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
-    logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
-    site = tile * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
-    valid = site < length
-    x = tl.load(x_ptr + n * x_row_stride + site * x_site_stride, mask=valid, other=0)
-    masked = valid & (x == mask_token)
-    note_tokens(x, valid & (masked == 0), vocab_size, n, site, step, fault_ptr)
-
-    wanted = tl.zeros([BLOCK_L], tl.int32)
-    for i in range(0, (num_candidates + 6) // 4):
-        quad = first // 4 + i
-        words = philox(word(site), word(quad), word(chain), word((step << 8) | _REVEAL), seed)
-        for j in tl.static_range(4):
-            k = quad * 4 + j - first
-            if (k >= 0) & (k < num_candidates):
-                reveals = (masked & (words[j].to(tl.int64) < threshold)).to(tl.int32)
-                wanted |= reveals
-                tl.atomic_add(changed_ptr + n * num_candidates + k, tl.sum(reveals, axis=0))
-                o_token = (n * num_candidates + k) * length + site
-                tl.store(tokens_ptr + o_token, x, mask=valid)
-    place = tl.cumsum(wanted, axis=0) - 1
-    count = tl.sum(wanted, axis=0)
-    if count > 0:
-        begin = tl.atomic_add(count_ptr, count)
-        tl.store(list_ptr + begin + place, n * length + site, mask=wanted != 0)
-
-
-@triton.jit(
-    do_not_specialize=["length", "num_candidates", "num_logit_rows", "mask_token"]
-    + ["seed", "step", "threshold", "vocab_size", "temperature_bits"]
-)
-def _masked_draw_kernel(
-    logits_ptr,
-    index_ptr,
-    chains_ptr,
-    first_ptr,
-    tokens_ptr,
-    new_keys_ptr,
-    list_ptr,
-    count_ptr,
-    fault_ptr,
-    logit_row_stride,
-    logit_site_stride,
-    logit_token_stride,
-    num_logit_rows,
-    length,
-    vocab_size,
-    num_candidates,
-    mask_token: tl.int64,
-    seed: tl.int64,
-    seed_ptr,
-    step: tl.int64,
-    step_ptr,
-    threshold: tl.int64,
-    rho_ptr,
-    temperature_bits: tl.int64,
-    temperature_ptr,
-    TEMPERED: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The tokens of the listed sites: one read of a site's logits, whatever reveals it."""
-    seed = integer_argument(seed, seed_ptr)
-    step = integer_argument(step, step_ptr)
-    temperature = double_argument(temperature_bits, temperature_ptr)
-    threshold = reveal_threshold(threshold, rho_ptr)
-    slots = tl.arange(0, BLOCK_K).to(tl.int64)
-    # Programs take the next entry when they are free: how many run at once does not matter.
-    count = tl.load(count_ptr)
-    i = tl.atomic_add(count_ptr + 1, 1)
-    while i < count:
-        entry = tl.load(list_ptr + i)
-        n = entry // length
-        site = entry - n * length
-        chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
-        u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
-        site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
-        top, pivot, ends = summarise(
-            site_ptr,
-            logit_token_stride,
-            vocab_size,
-            temperature,
-            n,
-            site,
-            step,
-            fault_ptr,
-            TEMPERED,
-            NUM_BLOCKS,
-            BLOCK_V,
-        )
-        mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
-        for begin in range(0, num_candidates, BLOCK_K):
-            # One lane per candidate finds out who reveals; then one draw after another.
-            ids = first + begin + slots
-            words = philox(word(site), word(ids // 4), word(chain), word((step << 8) | _REVEAL), seed)
-            lower = tl.where(ids % 2 == 0, words[0], words[1])
-            upper = tl.where(ids % 2 == 0, words[2], words[3])
-            mine = tl.where(ids % 4 < 2, lower, upper).to(tl.int64)
-            reveals = (begin + slots < num_candidates) & (mine < threshold)
-            bits = tl.sum(reveals.to(tl.int64) << slots, axis=0)
-            for s in range(0, tl.minimum(BLOCK_K, num_candidates - begin)):
-                if ((bits >> s) & 1) != 0:
-                    k = begin + s
-                    u = uniform_at(
-                        word(site), word(first + k), word(chain), word((step << 8) | _TOKEN), seed
-                    )
-                    token = pick_by_blocks(
-                        site_ptr,
-                        logit_token_stride,
-                        vocab_size,
-                        top,
-                        pivot,
-                        ends,
-                        temperature,
-                        u,
-                        TEMPERED,
-                        NUM_BLOCKS,
-                        BLOCK_V,
-                    )
-                    low, high = zobrist(site, token)
-                    o_k = n * num_candidates + k
-                    tl.store(tokens_ptr + o_k * length + site, token)
-                    tl.atomic_xor(new_keys_ptr + 2 * o_k, low ^ mask_low)
-                    tl.atomic_xor(new_keys_ptr + 2 * o_k + 1, high ^ mask_high)
-        i = tl.atomic_add(count_ptr + 1, 1)
 
 
 def launch_masked_propose(
@@ -361,14 +199,13 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> device_faults.Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed [N, K]."""
+    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], keys [N, K, 2], changed [N, K]."""
     num_rows, num_candidates, length = tokens.shape
     vocab_size = logits.shape[2]
     if not num_rows:
         return None
     fault = device_faults.record(OP, x.device)
     threshold = (0, rho) if isinstance(rho, torch.Tensor) else (int(rho * 2.0**32), None)
-    tempered = isinstance(temperature, torch.Tensor) or temperature != 1.0
     if vocab_size <= SMALL:
         chunk, block_l = propose_tile(num_rows, num_candidates, vocab_size, length)
         # An unaligned first candidate starts its chunk up to three ids early.
@@ -398,71 +235,30 @@ def launch_masked_propose(
             *threshold,
             *double(temperature),
             V=triton.next_power_of_2(vocab_size),
-            TEMPERED=tempered,
+            TEMPERED=is_tempered(temperature),
             CHUNK=chunk,
             BLOCK_L=block_l,
             num_warps=4,
+            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)
 
-    new_keys.copy_(keys[:, None].expand_as(new_keys))
-    changed.zero_()
-    listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
-    count = torch.zeros(2, dtype=torch.int64, device=x.device)
-    block_l = site_block(length, vocab_size)
-    num_tiles = triton.cdiv(length, block_l)
-    if length:
-        _masked_reveal_kernel[(num_rows * num_tiles,)](
-            index,
-            x,
-            chains,
-            first_candidate,
-            tokens,
-            changed,
-            listed,
-            count,
-            fault,
-            *x.stride(),
-            logits.shape[0],
-            length,
-            vocab_size,
-            num_candidates,
-            num_tiles,
-            mask_token,
-            *integer(seed),
-            *integer(step),
-            *threshold,
-            BLOCK_L=block_l,
-            num_warps=4,
-            **OPTIONS,
-        )
-        num_programs = draw_programs(x.device, num_rows * length)
-        _masked_draw_kernel[(num_programs,)](
-            logits,
-            index,
-            chains,
-            first_candidate,
-            tokens,
-            new_keys,
-            listed,
-            count,
-            fault,
-            *logits.stride(),
-            logits.shape[0],
-            length,
-            vocab_size,
-            num_candidates,
-            mask_token,
-            *integer(seed),
-            *integer(step),
-            *threshold,
-            *double(temperature),
-            TEMPERED=tempered,
-            NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
-            BLOCK_V=LARGE_BLOCK_V,
-            BLOCK_K=32,
-            num_warps=LARGE_WARPS,
-            **OPTIONS,
-        )
+    launch_large(
+        logits,
+        x,
+        keys,
+        mask_token,
+        threshold,
+        seed,
+        chains,
+        step,
+        index,
+        temperature,
+        first_candidate,
+        tokens,
+        new_keys,
+        changed,
+        fault,
+    )
     return device_faults.outcome(x.device)

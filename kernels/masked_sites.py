@@ -1,4 +1,4 @@
-"""Device functions that masked_propose and masked_posterior share: checks of their rows."""
+"""Device functions that masked_propose and masked_posterior share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from fastguide.kernels.triton_runtime import (
     note_fault,
     note_first_fault,
 )
+
+# Low bytes of the counter word c3; the numbers of fastguide.rng.Purpose.
+REVEAL = tl.constexpr(3)
+TOKEN = tl.constexpr(4)
+
+
+@triton.jit
+def reveal_threshold(threshold, rho_ptr):
+    """Smallest word that does not reveal: floor(rho 2**32), int64."""
+    if rho_ptr is not None:
+        threshold = (tl.load(rho_ptr) * 4294967296.0).to(tl.int64)
+    return threshold.to(tl.int64)
 
 
 @triton.jit

@@ -26,7 +26,7 @@ def word(x):
 
 @triton.jit
 def philox(c0, c1, c2, c3, seed):
-    """The four uint32 words at counter (c0, c1, c2, c3), uint32 that broadcast; seed: int64 bits."""
+    """The four words at counter (c0, c1, c2, c3), uint32 that broadcast; seed: int64 bits."""
     k0 = word(seed)
     k1 = word(seed >> 32)
     for _ in tl.static_range(10):
@@ -46,9 +46,10 @@ def philox(c0, c1, c2, c3, seed):
 @triton.jit
 def uniform53(w0, w1):
     """53-bit uniform in [0, 1), float64: ((w0 | w1 << 32) >> 11) * 2**-53. Every term is exact."""
-    return w1.to(tl.float64) * 2.3283064365386963e-10 + (w0 >> 11).to(
-        tl.float64
-    ) * 1.1102230246251565e-16
+    return (
+        w1.to(tl.float64) * 2.3283064365386963e-10
+        + (w0 >> 11).to(tl.float64) * 1.1102230246251565e-16
+    )
 
 
 @triton.jit

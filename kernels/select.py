@@ -36,10 +36,8 @@ OP = "select"
 
 
 @triton.jit
-def log_weights(
-    values_ptr, ratio_ptr, o_value, o_ratio, mask, alpha
-):
-    """values / alpha + ratio as float64 [R, B]; alpha [R, 1], 0 for the values alone; masked: -inf."""
+def log_weights(values_ptr, ratio_ptr, o_value, o_ratio, mask, alpha):
+    """values / alpha + ratio as float64 [R, B]; alpha [R, 1], 0: values alone; masked: -inf."""
     INFINITY: tl.constexpr = float("inf")
     log_w = tl.load(values_ptr + o_value, mask=mask, other=-INFINITY).to(tl.float64)
     log_w = tl.where(alpha == 0.0, log_w, log_w / tl.where(alpha == 0.0, 1.0, alpha))
@@ -105,8 +103,12 @@ def _select_kernel(
         k = start + tl.arange(0, BLOCK_K).to(tl.int64)[None, :]
         mask = m_n[:, None] & (k < num_candidates)
         log_w = log_weights(
-            values_ptr, ratio_ptr, o_n + k * candidate_stride, o_ratio_n + k * ratio_stride,
-            mask, alpha[:, None],
+            values_ptr,
+            ratio_ptr,
+            o_n + k * candidate_stride,
+            o_ratio_n + k * ratio_stride,
+            mask,
+            alpha[:, None],
         )
         bad = (log_w < INFINITY) == 0
         first_bad = tl.min(tl.where(bad, k, num_candidates), axis=1)
@@ -127,8 +129,12 @@ def _select_kernel(
         k = start + tl.arange(0, BLOCK_K).to(tl.int64)[None, :]
         mask = m_n[:, None] & (k < num_candidates)
         log_w = log_weights(
-            values_ptr, ratio_ptr, o_n + k * candidate_stride, o_ratio_n + k * ratio_stride,
-            mask, alpha[:, None],
+            values_ptr,
+            ratio_ptr,
+            o_n + k * candidate_stride,
+            o_ratio_n + k * ratio_stride,
+            mask,
+            alpha[:, None],
         )
         weights = weights_of(log_w, pivot[:, None])
         total += tl.sum(weights, axis=1)
@@ -143,8 +149,12 @@ def _select_kernel(
         k = start + tl.arange(0, BLOCK_K).to(tl.int64)[None, :]
         valid = k < num_candidates
         log_w = log_weights(
-            values_ptr, ratio_ptr, o_n + k * candidate_stride, o_ratio_n + k * ratio_stride,
-            m_n[:, None] & valid, alpha[:, None],
+            values_ptr,
+            ratio_ptr,
+            o_n + k * candidate_stride,
+            o_ratio_n + k * ratio_stride,
+            m_n[:, None] & valid,
+            alpha[:, None],
         )
         weights = weights_of(log_w, pivot[:, None])
         gap = before[:, None] + tl.cumsum(weights, axis=1) - target[:, None]
@@ -157,10 +167,14 @@ def _select_kernel(
     if tl.max(near, axis=0) > 0:
         sequential = tl.zeros([BLOCK_N], tl.float64)
         last = tl.zeros([BLOCK_N], tl.int64)
-        for k in range(0, num_candidates):
+        for k in range(num_candidates):
             log_w = log_weights(
-                values_ptr, ratio_ptr, n * row_stride + k * candidate_stride,
-                n * ratio_row_stride + k * ratio_stride, m_n, alpha,
+                values_ptr,
+                ratio_ptr,
+                n * row_stride + k * candidate_stride,
+                n * ratio_row_stride + k * ratio_stride,
+                m_n,
+                alpha,
             )
             weight = weights_of(log_w, pivot)
             sequential += weight
@@ -168,10 +182,14 @@ def _select_kernel(
         target = u * sequential
         sequential = tl.zeros([BLOCK_N], tl.float64)
         index = tl.zeros([BLOCK_N], tl.int64)
-        for k in range(0, num_candidates):
+        for k in range(num_candidates):
             log_w = log_weights(
-                values_ptr, ratio_ptr, n * row_stride + k * candidate_stride,
-                n * ratio_row_stride + k * ratio_stride, m_n, alpha,
+                values_ptr,
+                ratio_ptr,
+                n * row_stride + k * candidate_stride,
+                n * ratio_row_stride + k * ratio_stride,
+                m_n,
+                alpha,
             )
             sequential += weights_of(log_w, pivot)
             index += (sequential <= target).to(tl.int64)
@@ -203,7 +221,7 @@ def launch_select(
     ess: torch.Tensor,
     gathered: Sequence[torch.Tensor],
 ) -> device_faults.Fault | None:
-    """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess [N], gathered."""
+    """values [N, K], items [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess [N], gathered."""
     num_rows, num_candidates = values.shape
     if not num_rows:
         return None

@@ -16,6 +16,11 @@ SMALL = 32
 """Vocabularies up to here keep the CDF of a site in registers."""
 LARGE_BLOCK_V = 256 if interpreting() else 1024
 LARGE_WARPS = 4
+MAX_REGISTERS = 168
+"""Per thread of the kernels that draw tokens: three programs of 128 threads fit a multiprocessor.
+
+Without a bound ptxas spills a little to reach the next step of occupancy.
+"""
 _DRAW_PROGRAMS_PER_MULTIPROCESSOR = 6
 _TILE = 1024
 _FEW_PROGRAMS = 1024

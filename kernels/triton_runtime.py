@@ -24,7 +24,7 @@ GATHER_FAULT = tl.constexpr(8)
 
 
 def interpreting() -> bool:
-    """The kernels run in Triton's interpreter: blocks should be small, and CPU tensors are served."""
+    """The kernels run in Triton's interpreter: CPU tensors are served, and blocks are small."""
     return bool(triton.knobs.runtime.interpret)
 
 
@@ -40,6 +40,11 @@ def double(value: float | torch.Tensor) -> tuple[int, torch.Tensor | None]:
     if isinstance(value, torch.Tensor):
         return 0, value
     return int(struct.unpack("<q", struct.pack("<d", value))[0]), None
+
+
+def is_tempered(temperature: float | torch.Tensor) -> bool:
+    """Whether a kernel has to divide by the temperature."""
+    return isinstance(temperature, torch.Tensor) or temperature != 1.0
 
 
 @triton.jit
@@ -86,7 +91,7 @@ def note_fault(fault_ptr, row, place, value, step, CODE: tl.constexpr):
 
 @triton.jit
 def note_first_row(fault_ptr, bad, rows, places, values, step, CODE: tl.constexpr):
-    """`note_fault` for the first True of `bad` [B] in ascending rows [B]; places, values: [B] or scalar."""
+    """`note_fault` for the first True of `bad` [B] in ascending rows [B]; places, values: [B]."""
     if tl.max(bad.to(tl.int32), axis=0) > 0:
         row = tl.min(tl.where(bad, rows, 0x7FFFFFFFFFFFFFFF), axis=0)
         here = rows == row
@@ -127,10 +132,10 @@ def chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr):
 
 @triton.jit
 def tie_margin(count):
-    """Share of the total by which fast and sequential sums of `count` weights, and their draw, differ.
+    """Share of the total by which fast and sequential sums of `count` weights may differ.
 
     In units of 2**-53 of the total: each order of addition errs by at most count - 1; a weight
-    exp(x) taken another way by 64 for the polynomial and 3 |x| for its argument, |x| being below 300
-    where weight matters. This is more than four times their sum.
+    exp(x) taken another way by 64 for the polynomial and 3 |x| for its argument, |x| being below
+    300 where weight matters. This is more than four times their sum.
     """
     return (8.0 * count + 8192.0) * 1.1102230246251565e-16

@@ -48,8 +48,8 @@ static double sum_of_lanes(const double* lanes) {
 }
 
 template <class T>
-Fault gaussian_propose(const GaussianArgs& args, const T* x, const T* output, const T* shift, T* out,
-                       int num_threads) {
+Fault gaussian_propose(const GaussianArgs& args, const T* x, const T* output, const T* shift,
+                       T* out, int num_threads) {
   const Fault fault = check_rows(args);
   if (fault.code != kNoFault) return fault;
   const i64 num_elements = args.noise.num_elements, num_candidates = args.noise.num_candidates;
@@ -88,8 +88,8 @@ Fault gaussian_propose(const GaussianArgs& args, const T* x, const T* output, co
   return fault;
 }
 
-template Fault gaussian_propose<float>(const GaussianArgs&, const float*, const float*, const float*,
-                                       float*, int);
+template Fault gaussian_propose<float>(const GaussianArgs&, const float*, const float*,
+                                       const float*, float*, int);
 template Fault gaussian_propose<double>(const GaussianArgs&, const double*, const double*,
                                         const double*, double*, int);
 

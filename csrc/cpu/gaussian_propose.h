@@ -21,7 +21,8 @@ template <class T>
 FG_LANE void scaled_shifts(const GaussianArgs& args, const GaussianTile<T>& tile, i64 e, i64 count,
                            double* h) {
   for (i64 i = 0; i < count; ++i) h[i] = static_cast<double>(tile.shift[e + i]) / args.s;
-  double* squares = tile.sums + args.noise.num_candidates * SUM_LANES + (e - tile.begin) % SUM_LANES;
+  const i64 lane = (e - tile.begin) % SUM_LANES;
+  double* squares = tile.sums + args.noise.num_candidates * SUM_LANES + lane;
   add_products(h, h, count, squares);
 }
 

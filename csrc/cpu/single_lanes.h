@@ -310,12 +310,17 @@ FG_LANE Normals candidate_normals(const SharedRounds& shared, u32 candidate, u32
     w_a[2 * i + 1] = block.w2;
     w_b[2 * i + 1] = block.w3;
   }
+  float first[2 * STEP_BLOCKS], second[2 * STEP_BLOCKS];
+  for (int i = 0; i < 2 * STEP_BLOCKS; ++i) {
+    single::Floats a, b;
+    single::normal_pair_single({w_a[i]}, {w_b[i]}, &a, &b);
+    first[i] = a.v;
+    second[i] = b.v;
+  }
   Normals z;
   for (int i = 0; i < 2 * STEP_BLOCKS; ++i) {
-    single::Floats first, second;
-    single::normal_pair_single({w_a[i]}, {w_b[i]}, &first, &second);
-    z.v[2 * i] = first.v;
-    z.v[2 * i + 1] = second.v;
+    z.v[2 * i] = first[i];
+    z.v[2 * i + 1] = second[i];
   }
   return z;
 }

@@ -17,7 +17,7 @@ Source = tuple[torch.Tensor, torch.Tensor | None]
 def split(
     gather: Sequence[GatherItem],
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """The tensors of the items, and the index of each or None: what an operator schema can carry."""
+    """The tensors of the items, and the index of each or None, as an operator schema has them."""
     tensors = [item if isinstance(item, torch.Tensor) else item[0] for item in gather]
     indices = [None if isinstance(item, torch.Tensor) else item[1] for item in gather]
     return tensors, indices
@@ -42,16 +42,17 @@ def checked(
         name = f"gather[{i}]"
         _check.no_gradient(op, **{name: tensor})
         _check.same_device(op, like, **{name: tensor, f"{name}[1]": where})
-        if where is None:
-            if tensor.dim() < 2 or list(tensor.shape[:2]) != lead:
-                raise ShapeError(
-                    f"{name} must have shape {letters[:-1]}, ...] = {[*lead, '...']}, got "
-                    f"{list(tensor.shape)}; pass a pair (tensor [U, ...], idx {letters}) to gather "
-                    "through an index"
-                )
-        elif tensor.dim() < 1:
-            raise ShapeError(f"{name}[0] must have shape [U, ...], got a scalar")
-        items.append((tensor, _check.integers(f"{name}[1]", where, lead, letters)))
+        if where is not None:
+            if tensor.dim() < 1:
+                raise ShapeError(f"{name}[0] must have shape [U, ...], got a scalar")
+            where = _check.integers(f"{name}[1]", where, lead, letters)
+        elif tensor.dim() < 2 or list(tensor.shape[:2]) != lead:
+            raise ShapeError(
+                f"{name} must have shape {letters[:-1]}, ...] = {[*lead, '...']}, got "
+                f"{list(tensor.shape)}; pass a pair (tensor [U, ...], idx {letters}) to gather "
+                "through an index"
+            )
+        items.append((tensor, where))
     return items
 
 

@@ -65,8 +65,8 @@ def gaussian_propose(
         BackendError: no backend can serve.
 
     Noise: normal e of `philox_normal(seed, chains, step, Purpose.NOISE)` for element e of the
-        flattened state, so that x' of (chain, candidate) does not depend on N, K or first_candidate's
-        split. s = 0 draws nothing.
+        flattened state, so that x' of (chain, candidate id) does not depend on N, K or any split.
+        s = 0 draws nothing.
     Determinism: cpp is bit-equal on every instruction set, thread count and split; across backends
         the noise agrees to 2 ulp of its dtype. NaN and infinities of the inputs go through.
     Gradient: in x, output and shift, once.   Cost: reads x and output once per chain, writes the
@@ -116,8 +116,8 @@ def _run(
     _check.dtype("x", x, _check.FLOATS)
     if x.dim() < 2:
         raise ShapeError(
-            f"x must have shape [N, ...] with at least one trailing dimension, got {list(x.shape)}; "
-            "use x[:, None] for scalar states"
+            "x must have shape [N, ...] with at least one trailing dimension, got "
+            f"{list(x.shape)}; use x[:, None] for scalar states"
         )
     num_chains, *inner = x.shape
     _check.dtype("output", output, (x.dtype,))
@@ -130,8 +130,10 @@ def _run(
     _check.at_least("num_candidates", num_candidates, 1)
     counter = _device.counter(step, Purpose.NOISE)
     chains = _check.integers("chains", chains, [num_chains], "[N]")
-    index = _check.integers("index", index, [num_chains], "[N]")
-    first_candidate = _check.integers("first_candidate", first_candidate, [num_chains], "[N]")
+    if index is not None:
+        index = _check.integers("index", index, [num_chains], "[N]")
+    if first_candidate is not None:
+        first_candidate = _check.integers("first_candidate", first_candidate, [num_chains], "[N]")
     _check.same_device(
         OP,
         x,

@@ -87,7 +87,9 @@ def _run(
     _check.shape("x", x, [None, None], "[R, L]")
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.shape(
+        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
+    )
     index = _check.integers("index", index, [num_rows], "[R]")
     keys = _check.integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, logits, x=x, index=index, keys=keys)
@@ -141,9 +143,7 @@ def _allocate(
     temperature: float,
     purpose: int,
 ) -> torch.Tensor:
-    return _run(
-        logits, x, mask_token, index, num_samples, keys, seed, temperature, purpose, None
-    )
+    return _run(logits, x, mask_token, index, num_samples, keys, seed, temperature, purpose, None)
 
 
 def _fake(

@@ -71,9 +71,7 @@ def masked_propose(
     Source: the absorbing reverse kernel of Sahoo et al. 2024 (MDLM), in two stages.
     Oracle: fastguide.reference.masked_propose.
     """
-    on_device = _device.check_scalars(
-        OP, x, rho=rho, seed=seed, step=step, temperature=temperature
-    )
+    on_device = _device.check_scalars(OP, x, rho=rho, seed=seed, step=step, temperature=temperature)
     arguments = (
         logits,
         x,
@@ -113,7 +111,9 @@ def _run(
     _check.shape("x", x, [None, None], "[N, L]")
     num_rows, length = x.shape
     _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape("logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]")
+    _check.shape(
+        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
+    )
     keys = _check.integers("keys", keys, [num_rows, 2], "[N, 2]")
     chains = _check.integers("chains", chains, [num_rows], "[N]")
     index = _check.integers("index", index, [num_rows], "[N]")

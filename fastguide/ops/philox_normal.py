@@ -49,7 +49,14 @@ def philox_normal(
     """
     dtype = dtype if out is None else out.dtype
     on_device = _device.check_scalars(OP, chains, seed=seed, step=step)
-    arguments = (_device.signed_seed(seed), chains, step, int(purpose), num_elements, num_candidates)
+    arguments = (
+        _device.signed_seed(seed),
+        chains,
+        step,
+        int(purpose),
+        num_elements,
+        num_candidates,
+    )
     if out is None and not on_device:
         result: torch.Tensor = torch.ops.fastguide.philox_normal(*arguments, first_candidate, dtype)
         return result

@@ -45,7 +45,14 @@ def philox_uniform(
     Oracle: fastguide.reference.philox_uniform.   Source: Salmon et al., SC 2011.
     """
     on_device = _device.check_scalars(OP, chains, seed=seed, step=step)
-    arguments = (_device.signed_seed(seed), chains, step, int(purpose), num_elements, num_candidates)
+    arguments = (
+        _device.signed_seed(seed),
+        chains,
+        step,
+        int(purpose),
+        num_elements,
+        num_candidates,
+    )
     if out is None and not on_device:
         result: torch.Tensor = torch.ops.fastguide.philox_uniform(*arguments, first_candidate)
         return result
@@ -104,9 +111,7 @@ def _allocate(
     num_candidates: int,
     first_candidate: torch.Tensor | None,
 ) -> torch.Tensor:
-    return _run(
-        seed, chains, step, purpose, num_elements, num_candidates, first_candidate, None
-    )
+    return _run(seed, chains, step, purpose, num_elements, num_candidates, first_candidate, None)
 
 
 def _fake(
@@ -118,9 +123,7 @@ def _fake(
     num_candidates: int,
     first_candidate: torch.Tensor | None,
 ) -> torch.Tensor:
-    return chains.new_empty(
-        (chains.shape[0], num_candidates, num_elements), dtype=torch.float64
-    )
+    return chains.new_empty((chains.shape[0], num_candidates, num_elements), dtype=torch.float64)
 
 
 register(

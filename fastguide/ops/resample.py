@@ -1,4 +1,4 @@
-"""Ancestors of each group of particles, with the log-evidence increment and the gather that follows."""
+"""Ancestors of each group of particles, with log-evidence increment and the gather that follows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OP = "resample"
 
 
 class Resampling(NamedTuple):
-    """ancestors [G, N] int64, log_z [G] float64 (nats), resampled [G] bool, ess [G] float64, gathered."""
+    """ancestors [G, N] int64, log_z, ess [G] float64, resampled [G] bool, gathered [G, N, ...]."""
 
     ancestors: torch.Tensor
     log_z: torch.Tensor
@@ -53,12 +53,12 @@ def resample(
             None: every group resamples.
         gather: tensors [G, N, ...] or pairs (tensor [U, ...], idx [G, N] int64) -> [G, N, ...] in
             the order of the ancestors. Any dtype.
-        out: optional (ancestors, log_z, resampled, ess, gathered), contiguous, overwritten; gathered
-            tensors must not overlap their sources.
+        out: optional (ancestors, log_z, resampled, ess, gathered), contiguous, overwritten;
+            gathered tensors must not overlap their sources.
 
     Returns:
-        Resampling: ancestors [G, N] int64 in [0, N), never a zero-weight index; index n appears N w_n
-        times on average, with every scheme (w = softmax(log_w)); systematic: floor(N w_n) or
+        Resampling: ancestors [G, N] int64 in [0, N), never a zero-weight index; index n appears
+        N w_n times on average, with every scheme (w = softmax(log_w)); systematic: floor(N w_n) or
         ceil(N w_n) times; ssp: the same; residual: at least floor(N w_n) times. A kept group has
         ancestors 0, ..., N - 1: its weights stay in force.
         log_z: [G] float64, nats, log-evidence increment logsumexp(log_w) - log N; 0 where kept.
@@ -70,8 +70,9 @@ def resample(
             finite one (names group, step and chain).
         GradientError: an input requires grad.   BackendError: no backend can serve.
 
-    Noise: purpose RESAMPLE at (particle, 0, chain), 53 bits; systematic: particle 0 alone; residual:
-        particle counts the draws that remain; killing: words 0, 1 for survival, 2, 3 for the draw.
+    Noise: purpose RESAMPLE at (particle, 0, chain), 53 bits; systematic: particle 0 alone;
+        residual: particle counts the draws that remain; killing: words 0, 1 for survival, 2, 3 for
+        the draw.
     Determinism: cpp is bit-equal on every instruction set, thread count and split. Running sums in
         float64; another order of addition moves an edge of the CDF by a rounding.
     Gradient: none.   Cost: O(N) per group; reads log_w, writes 8 G N bytes.
@@ -92,8 +93,8 @@ def resample(
         indices,
     )
     if out is None and not on_device:
-        *results, gathered = torch.ops.fastguide.resample(*arguments)
-        return Resampling(*results, tuple(gathered))
+        ancestors, log_z, resampled, ess, gathered = torch.ops.fastguide.resample(*arguments)
+        return Resampling(ancestors, log_z, resampled, ess, tuple(gathered))
     return _run(*arguments, out)
 
 
@@ -116,7 +117,8 @@ def _run(
     _check.at_least("the number of particles log_w.shape[1]", num_particles, 1)
     if num_particles >= 2**32:
         raise ArgumentError(
-            f"log_w.shape[1] must lie below 2**32 (a particle is a counter word), got {num_particles}"
+            "log_w.shape[1] must lie below 2**32 (a particle is a counter word), got "
+            f"{num_particles}"
         )
     if scheme not in SCHEMES:
         raise ArgumentError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
@@ -161,9 +163,7 @@ def _run(
             ess_threshold=ess_threshold,
             gather=_gather.join(items),
         )
-        for target, source in zip(
-            (*result[:4], *result.gathered), (*due, *gathered), strict=True
-        ):
+        for target, source in zip((*result[:4], *result.gathered), (*due, *gathered), strict=True):
             target.copy_(source)
         return result
     fault = _backend.launcher(OP, log_w)(

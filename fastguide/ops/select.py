@@ -53,8 +53,8 @@ def select(
             which a captured graph reads anew at every replay; alpha > 0 then if log_ratio is given.
         gather: tensors [N, K, ...] -> [N, ...], or pairs (tensor [U, ...], idx [N, K] int64)
             -> tensor[idx[n, index[n]]]. Any dtype.
-        out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must not
-            overlap their sources.
+        out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must
+            not overlap their sources.
 
     Returns:
         Selection: index [N] int64; lme [N] float64, log-mean-exp of the log-weights in nats
@@ -193,8 +193,8 @@ def plan_select(
 ) -> Callable[[int], Selection]:
     """`select` for a loop that calls it with the same tensors at every step.
 
-    Shapes, dtypes and devices are checked here, once; a call of the plan then costs little more than
-    the kernel. It reads what the inputs hold at that moment and overwrites the same outputs.
+    Shapes, dtypes and devices are checked here, once; a call of the plan then costs little more
+    than the kernel. It reads what the inputs hold at that moment and overwrites the same outputs.
 
     Args:
         As `select`. Inputs must be contiguous (values and log_ratio may have any strides) and keep
@@ -204,8 +204,8 @@ def plan_select(
         plan(step) -> Selection, always of the same tensors.
 
     Raises:
-        As `select`: arguments here, contents at the call. ArgumentError also for an input that is not
-        contiguous.
+        As `select`: arguments here, contents at the call. ArgumentError also for an input that is
+        not contiguous.
     """
     tensors, indices = _gather.split(gather)
     inputs = {"chains": chains, "particles": particles}
@@ -214,8 +214,8 @@ def plan_select(
     for name, tensor in inputs.items():
         if tensor is not None and not tensor.is_contiguous():
             raise ArgumentError(
-                f"plan_select: {name} must be contiguous, because a plan reads it in place at every "
-                f"step; pass {name}.contiguous() or call select"
+                f"plan_select: {name} must be contiguous, because a plan reads it in place at "
+                f"every step; pass {name}.contiguous() or call select"
             )
     seed = _check.signed_seed(seed)
     arguments = (alpha, seed, chains, 0, int(purpose), log_ratio, particles, tensors, indices)

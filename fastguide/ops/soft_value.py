@@ -113,9 +113,7 @@ def _backward(ctx: Any, d_out: torch.Tensor) -> tuple[torch.Tensor, None, None, 
     return (d_out.double()[:, None] * weights).to(values.dtype), None, None, None
 
 
-register(
-    "soft_value(Tensor values, float alpha, str kind, float? tau) -> Tensor", _allocate, _fake
-)
+register("soft_value(Tensor values, float alpha, str kind, float? tau) -> Tensor", _allocate, _fake)
 torch.library.register_autograd(
     "fastguide::soft_value", _backward, setup_context=_setup_context, lib=LIBRARY
 )

@@ -60,7 +60,9 @@ def _run(
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
 ) -> UniqueRows:
     if rows.dtype not in INTEGERS:
-        raise DtypeError(f"rows must hold integers, got {rows.dtype}; convert them with rows.long()")
+        raise DtypeError(
+            f"rows must hold integers, got {rows.dtype}; convert them with rows.long()"
+        )
     _check.shape("rows", rows, [None, None], "[R, L]")
     num_rows = rows.shape[0]
     keys = _check.integers("keys", keys, [num_rows, 2], "[R, 2]")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 
-from fastguide.reference.faults import Fault, FaultCode, require
+from fastguide.reference.faults import FaultCode, require
 from fastguide.reference.gather import GatherItem, gather_rows
 from fastguide.reference.philox import check_chains, counter_word3, philox, seed_key, uniform53
 
@@ -34,8 +33,9 @@ def resample(
         gather: tensors [G, N, ...], or pairs (tensor [U, ...], idx [G, N] int64).
 
     Returns:
-        ancestors [G, N] int64 (0..N-1 in a group that was kept), log_z [G] float64 (logsumexp(log_w)
-        - log N; 0 where kept), resampled [G] bool, ess [G] float64, gathered [G, N, ...] by ancestor.
+        ancestors [G, N] int64 (0..N-1 in a group that was kept), log_z [G] float64
+        (logsumexp(log_w) - log N; 0 where kept), resampled [G] bool, ess [G] float64, gathered
+        [G, N, ...] by ancestor.
 
     Raises:
         Fault: VALUE (NaN or +inf), NO_WEIGHT (a group of -inf), CHAIN, GATHER.
@@ -64,9 +64,7 @@ def resample(
         seed_key(seed),
     )
     drawn = SCHEMES[scheme](weights, cdf, (uniform53(w0, w1), uniform53(w2, w3)))
-    ancestors = torch.where(
-        resampled[:, None], drawn, torch.arange(num_particles, device=device)
-    )
+    ancestors = torch.where(resampled[:, None], drawn, torch.arange(num_particles, device=device))
     log_z = torch.where(resampled, top + torch.log(total / num_particles), 0.0)
     gathered = tuple(gather_rows(item, ancestors) for item in gather)
     return ancestors, log_z, resampled, ess, gathered
@@ -105,8 +103,8 @@ def expand(ends: torch.Tensor) -> torch.Tensor:
 def _from_grid(weights: torch.Tensor, cdf: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """Ancestors of the points i + u_i against the CDF scaled to [0, N]; u [G, N].
 
-    Point i lies below an edge e iff i < floor(e), or i = floor(e) and u_i < e - floor(e): both sides
-    of that comparison are exact.
+    Point i lies below an edge e iff i < floor(e), or i = floor(e) and u_i < e - floor(e): both
+    sides of that comparison are exact.
     """
     n = weights.shape[1]
     edges = cdf * (n / cdf[:, -1:])
@@ -153,7 +151,7 @@ def residual(weights: torch.Tensor, cdf: torch.Tensor, uniforms: Uniforms) -> to
 
 
 def ssp(weights: torch.Tensor, cdf: torch.Tensor, uniforms: Uniforms) -> torch.Tensor:
-    """Srinivasan sampling process: the fractions of N w are rounded in pairs, which keeps their sum.
+    """Srinivasan sampling process: the fractions of N w are rounded in pairs that keep their sum.
 
     One particle is open at a time. With the next of fraction g it forms a pair of sum f + g, of
     which one takes all (sum < 1) or is rounded up to 1 (else); the other goes on with the rest.

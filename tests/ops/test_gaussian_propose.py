@@ -59,9 +59,7 @@ def test_float32_noise_is_within_two_ulp_of_the_normal_stream() -> None:
     assert float(((got.double() - exact).abs() / ulp).max()) <= 2.4
 
 
-def test_float32_noise_at_the_edges_of_its_words() -> None:
-    """The header's scalar form and the lanes agree where u is next to 0 and 1, and at the eighths of
-    a turn: covered by the C++ tests; here, that no draw of many is farther out than the words reach."""
+def test_float32_noise_reaches_no_farther_than_its_words() -> None:
     z = noise(64, 1 << 16, torch.float32, num_candidates=1)
     assert bool(torch.isfinite(z).all())
     assert float(z.abs().max()) <= math.sqrt(2 * 33 * math.log(2)) * (1 + 1e-6)
@@ -96,7 +94,10 @@ def test_every_axis_draws_anew(axis: str) -> None:
         z = noise(n, 4, torch.float32, num_candidates=1)[:, 0, 0]
     else:
         z = torch.cat(
-            [noise(1, 500, torch.float32, num_candidates=1, **{axis: i}).flatten() for i in range(100)]
+            [
+                noise(1, 500, torch.float32, num_candidates=1, **{axis: i}).flatten()
+                for i in range(100)
+            ]
         )
     assert ks_uniform_p(cdf(z)) > 1e-6
     assert abs(float((z[:-1] * z[1:]).mean())) * math.sqrt(len(z)) < 5
@@ -196,7 +197,8 @@ def test_gradients(backend: str) -> None:
     index = torch.tensor([1, 0, 1])
     with ops.use_backend(backend):
         assert torch.autograd.gradcheck(
-            lambda x, y, d: propose(x, y, shift=d, index=index), (doubles(3, 7), doubles(2, 7), doubles(3, 7))
+            lambda x, y, d: propose(x, y, shift=d, index=index),
+            (doubles(3, 7), doubles(2, 7), doubles(3, 7)),
         )
         assert torch.autograd.gradcheck(
             lambda x, y: propose(x, y).candidates, (doubles(2, 3, 2), doubles(2, 3, 2))
@@ -241,7 +243,7 @@ def test_bad_contents(backend: str) -> None:
 
 def test_bad_arguments() -> None:
     x = torch.zeros(3, 4)
-    with pytest.raises(ArgumentError, match="s must be >= 0 .*, got -1.0"):
+    with pytest.raises(ArgumentError, match=r"s must be >= 0 .*, got -1.0"):
         propose(x, x, s=-1)
     for name in "abs":
         with pytest.raises(ArgumentError, match=f"{name} must be finite, got nan"):
@@ -252,7 +254,9 @@ def test_bad_arguments() -> None:
         propose(x, x, num_candidates=0)
     with pytest.raises(ShapeError, match=r"x must have shape \[N, ...\] .*, got \[3\]"):
         propose(x[:, 0], x[:, 0])
-    with pytest.raises(ShapeError, match=r"output must have shape \[U, ...\] = \[3, 4\], got \[2, 4\]"):
+    with pytest.raises(
+        ShapeError, match=r"output must have shape \[U, ...\] = \[3, 4\], got \[2, 4\]"
+    ):
         propose(x, x[:2])
     with pytest.raises(ShapeError, match=r"shift must have shape \[N, ...\]"):
         propose(x, x, shift=x[:, :2])

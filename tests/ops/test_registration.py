@@ -128,7 +128,9 @@ def test_no_silent_gradient(case: Case, position: int) -> None:
     marked = Case(case.op, case.name, tuple(args), case.kwargs)
     for backend in ("cpp", "reference"):
         with ops.use_backend(backend):
-            with pytest.raises(GradientError, match=rf"{case.op} has no gradient, but .*detach\(\)"):
+            with pytest.raises(
+                GradientError, match=rf"{case.op} has no gradient, but .*detach\(\)"
+            ):
                 marked.run()
             with torch.no_grad():
                 assert_matches(case.op, marked.run(), case.run())

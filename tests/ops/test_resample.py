@@ -40,7 +40,7 @@ def uniforms(n: int, chain: int = 0) -> list[float]:
 
 
 def by_hand(scheme: str, weights: list[float], u: list[float]) -> list[int]:
-    """Ancestors of a short row, with fractions and loops: the definitions once more, from the text."""
+    """Ancestors of a short row, in loops: the definitions once more, from the text."""
     n, total = len(weights), sum(weights)
     edges = [n * sum(weights[: i + 1]) / total for i in range(n)]
 
@@ -293,25 +293,33 @@ def test_bad_contents(backend: str) -> None:
         for bad in (torch.nan, INF):
             wrong = log_w.clone()
             wrong[2, 1] = bad
-            with pytest.raises(NonFiniteError, match=r"group 2, particle 1 is NaN or \+inf at step 5"):
+            with pytest.raises(
+                NonFiniteError, match=r"group 2, particle 1 is NaN or \+inf at step 5"
+            ):
                 ops.resample(wrong, **common)
         dead = log_w.clone()
         dead[1] = -INF
-        with pytest.raises(NonFiniteError, match=r"group 1 \(chain 8\) has no finite weight at step 5"):
+        with pytest.raises(
+            NonFiniteError, match=r"group 1 \(chain 8\) has no finite weight at step 5"
+        ):
             ops.resample(dead, **common)
         with pytest.raises(ArgumentError, match=r"chains\[1\] = -1 must lie"):
             ops.resample(log_w, **{**common, "chains": torch.tensor([0, -1, 0])})
+        item = (torch.zeros(5, 2), torch.full((3, 4), 5))
         with pytest.raises(ArgumentError, match="a gather index of 5 is no row"):
-            item = (torch.zeros(5, 2), torch.full((3, 4), 5))
             ops.resample(log_w, **common, gather=[item])
 
 
 def test_bad_arguments() -> None:
     log_w = torch.zeros(3, 4)
     common: dict[str, Any] = dict(seed=1, step=5, chains=torch.arange(3))
-    with pytest.raises(ArgumentError, match="scheme must be one of systematic, .*, got 'bootstrap'"):
+    with pytest.raises(
+        ArgumentError, match=r"scheme must be one of systematic, .*, got 'bootstrap'"
+    ):
         ops.resample(log_w, **common, scheme="bootstrap")
-    with pytest.raises(ArgumentError, match=r"ess_threshold must be a share of N in \[0, 1\], got 2"):
+    with pytest.raises(
+        ArgumentError, match=r"ess_threshold must be a share of N in \[0, 1\], got 2"
+    ):
         ops.resample(log_w, **common, ess_threshold=2)
     with pytest.raises(ArgumentError, match=r"log_w.shape\[1\] must be at least 1, got 0"):
         ops.resample(log_w[:, :0], **common)
@@ -321,6 +329,6 @@ def test_bad_arguments() -> None:
         ops.resample(log_w, **{**common, "chains": torch.arange(2)})
     with pytest.raises(ShapeError, match=r"gather\[0\] must have shape \[G, N, ...\]"):
         ops.resample(log_w, **common, gather=[torch.zeros(3, 5)])
+    out = ops.resample(log_w, **common)
     with pytest.raises(ArgumentError, match="gathered must hold one tensor per gather item"):
-        out = ops.resample(log_w, **common)
-        ops.resample(log_w, **common, gather=[log_w], out=tuple(out[:4]) + ((),))
+        ops.resample(log_w, **common, gather=[log_w], out=(*out[:4], ()))

@@ -1,4 +1,4 @@
-"""The arithmetic under the kernels: the generator's known answers, exp and log to the last place."""
+"""The arithmetic under the kernels: the generator's known answers, exp and log."""
 
 from __future__ import annotations
 

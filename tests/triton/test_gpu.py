@@ -75,7 +75,13 @@ def propose(n: int, length: int, vocab: int, k: int, **changes: Any) -> dict[str
 
 @pytest.mark.parametrize(
     ("n", "length", "vocab", "k"),
-    [(256, 200, 5, 10), (2000, 50, 4, 10), (3, 70, 32, 70), (8, 64, 50_258, 10), (1, 3, 250_000, 4)],
+    [
+        (256, 200, 5, 10),
+        (2000, 50, 4, 10),
+        (3, 70, 32, 70),
+        (8, 64, 50_258, 10),
+        (1, 3, 250_000, 4),
+    ],
 )
 def test_tokens_equal_those_of_the_cpp_kernels(n: int, length: int, vocab: int, k: int) -> None:
     arguments = propose(n, length, vocab, k)
@@ -278,9 +284,16 @@ def test_nothing_waits_for_the_device() -> None:
                 )
                 ops.soft_value(values, 0.1)
                 ops.gaussian_propose(
-                    values, values, a=1.0, b=1.0, s=1.0, seed=1, chains=arguments["chains"], step=0,
+                    values,
+                    values,
+                    a=1.0,
+                    b=1.0,
+                    s=1.0,
+                    seed=1,
+                    chains=arguments["chains"],
+                    step=0,
                     num_candidates=4,
-                )  # fmt: skip
+                )
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel and branch in the interpreter: integers equal to the oracle's, floats close."""
+"""Every Triton kernel and branch in the interpreter: integers equal the oracle's."""
 
 from __future__ import annotations
 
@@ -213,6 +213,7 @@ def test_gaussian_branches(dtype: torch.dtype, shift: bool, s: float) -> None:
     # Rows that do not touch, and one tensor whose elements lie apart.
     arguments["x"] = torch.cat([arguments["x"], arguments["x"]], dim=1)[:, :70]
     arguments["output"] = arguments["output"].T.contiguous().T
+    arguments["x"][1, 3], arguments["output"][0, 5] = torch.inf, torch.nan
     if shift:
         arguments["shift"] = torch.randn(3, 70, 2, dtype=dtype)[..., 0]
     with ops.use_backend("triton"):
@@ -220,10 +221,12 @@ def test_gaussian_branches(dtype: torch.dtype, shift: bool, s: float) -> None:
     due = reference.gaussian_propose(**arguments)
     tolerance = 3e-6 if dtype == torch.float32 else 1e-13
     torch.testing.assert_close(got[0], due[0], rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(got[1], due[1], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
+    torch.testing.assert_close(
+        got[1], due[1], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5
+    )
     with ops.use_backend("cpp"):
         native = ops.gaussian_propose(**arguments)
-    assert torch.equal(got[0], native[0])
+    torch.testing.assert_close(got[0], native[0], rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def test_normals_have_the_bits_of_the_cpp_kernels() -> None:
@@ -269,7 +272,11 @@ def test_ids_reach_the_last_counter_word() -> None:
 
 DEVICE_SCALARS: list[tuple[str, Callable[..., Any], dict[str, Any]]] = [
     ("masked_propose", propose, {"rho": 0.2, "temperature": 0.8, "step": 9}),
-    ("masked_propose", lambda **c: propose(vocab=40, num_candidates=2, **c), {"rho": 1.0, "step": 3}),
+    (
+        "masked_propose",
+        lambda **c: propose(vocab=40, num_candidates=2, **c),
+        {"rho": 1.0, "step": 3},
+    ),
     ("masked_posterior", posterior, {"temperature": 0.8}),
     ("masked_posterior", lambda **c: posterior(vocab=40, **c), {"temperature": 1.0}),
     ("select", selection, {"alpha": 0.3, "step": 1}),
@@ -285,7 +292,9 @@ def test_scalars_in_device_tensors(
     """A captured graph reads seed, step and scalars from memory: the results are the same."""
     scalars = {**scalars, "seed": 2**63 + 1}
     tensors = {
-        name: torch.tensor([value], dtype=torch.float64 if isinstance(value, float) else torch.int64)
+        name: torch.tensor(
+            [value], dtype=torch.float64 if isinstance(value, float) else torch.int64
+        )
         for name, value in {**scalars, "seed": 1 - 2**63}.items()
     }
     with ops.use_backend("triton"):
@@ -328,9 +337,7 @@ def bad_logits(vocab: int, value: float, **changes: Any) -> dict[str, Any]:
 def bad_posterior(vocab: int, value: float, num_samples: int) -> dict[str, Any]:
     arguments = bad_logits(vocab, value)
     keys = arguments["keys"] if num_samples else None
-    return posterior(
-        vocab=vocab, logits=arguments["logits"], num_samples=num_samples, keys=keys
-    )
+    return posterior(vocab=vocab, logits=arguments["logits"], num_samples=num_samples, keys=keys)
 
 
 FAULTS: list[tuple[str, dict[str, Any]]] = [

@@ -22,8 +22,13 @@ def rows(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     script = root / "benches" / "triton_registers.py"
     running = [
         subprocess.Popen(
-            [sys.executable, str(script), "--parts", str(PARTS), "--part", str(part)]
-            + ["--out", str(folder / f"{part}.json")],
+            [
+                sys.executable,
+                script,
+                f"--parts={PARTS}",
+                f"--part={part}",
+                f"--out={folder}/{part}.json",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

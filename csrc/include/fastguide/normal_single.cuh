@@ -46,9 +46,11 @@ FG_HD float fused_single(float a, float b, float c) {
   const double part = sum - product;
   const double error = (product - (sum - part)) + (addend - part);
   const u64 bits = double_bits(sum);
-  // The neighbour on the side of the error: away from zero where both have one sign.
-  const u64 outward = (double_bits(error) ^ bits) >> 63 ? ~0ull : 1ull;
-  return static_cast<float>(bits_double(error != 0.0 && (bits & 1) == 0 ? bits + outward : bits));
+  // One step towards the side of the error, away from zero where both have one sign, from an even
+  // and inexact sum; written without branches, for vectors.
+  const u64 inexact = static_cast<u64>(error != 0.0) & ~bits & 1;
+  const u64 inward = 0 - ((double_bits(error) ^ bits) >> 63);
+  return static_cast<float>(bits_double(bits + ((inexact ^ inward) - inward)));
 #endif
 }
 
