@@ -311,7 +311,6 @@ def launch_masked_posterior(
             MODE=mode,
             BLOCK_L=block_l,
             num_warps=4,
-            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)

@@ -26,7 +26,6 @@ from fastguide.kernels.masked_sites import (
 )
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
 from fastguide.kernels.triton_config import (
-    MAX_REGISTERS,
     SMALL,
     propose_tile,
 )
@@ -239,7 +238,6 @@ def launch_masked_propose(
             CHUNK=chunk,
             BLOCK_L=block_l,
             num_warps=4,
-            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)

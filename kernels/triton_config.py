@@ -17,7 +17,7 @@ SMALL = 32
 LARGE_BLOCK_V = 256 if interpreting() else 1024
 LARGE_WARPS = 4
 MAX_REGISTERS = 168
-"""Per thread of the kernels that draw tokens: three programs of 128 threads fit a multiprocessor.
+"""Per thread of the kernels over large vocabularies: three programs fit a multiprocessor.
 
 Without a bound ptxas spills a little to reach the next step of occupancy.
 """

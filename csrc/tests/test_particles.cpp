@@ -39,6 +39,14 @@ void test_fused_single() {
     wrong += single::fused_single(x[0], x[1], x[2]) != std::fma(x[0], x[1], x[2]);
   }
   CHECK(wrong == 0);
+  // A product half way between two floats, and what tips it lies below the last bit of a double.
+  const float half_way = 1.0f + 0x1p-12f, due = 1.0f + 0x1p-11f;
+  CHECK(single::fused_single(half_way, half_way, 0.0f) == due);
+  CHECK(single::fused_single(half_way, half_way, 0x1p-70f) == due + 0x1p-23f);
+  CHECK(single::fused_single(half_way, half_way, -0x1p-70f) == due);
+  CHECK(single::fused_single(half_way, -half_way, -0x1p-70f) == -due - 0x1p-23f);
+  CHECK(single::fused_single(half_way, -half_way, 0x1p-70f) == -due);
+  CHECK(single::fused_single(0x1p-100f, 0x1p-48f, 0x1p-149f) == 0x1p-149f + 0x1p-148f);
   CHECK(single::fused_single(1.0f, 1.0f, -1.0f) == 0.0f);
   CHECK(std::isnan(single::fused_single(1.0f, std::nanf(""), 1.0f)));
 }

@@ -7,8 +7,15 @@ there is a GPU they are compiled, and the tests of the interpreter skip.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +26,46 @@ INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The compiler runs beside the tests of the interpreter: see test_registers.py.
+COMPILER = pytest.StashKey[tuple[subprocess.Popen[str], Path]]()
+
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start compiling if a test will ask for the table of registers."""
+    if session.config.option.collectonly:
+        return
+    if not any("register_table" in getattr(item, "fixturenames", ()) for item in session.items):
+        return
+    script = Path(__file__).parents[2] / "benches" / "triton_registers.py"
+    out = Path(tempfile.mkdtemp(prefix="triton-registers-"), "table.json")
+    process = subprocess.Popen(
+        [sys.executable, script, f"--out={out}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    session.config.stash[COMPILER] = process, out
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing outlives an interrupted session."""
+    started = session.config.stash.get(COMPILER, None)
+    if started is not None:
+        started[0].kill()
+        started[0].wait()
+        shutil.rmtree(started[1].parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def register_table(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The rows that benches/triton_registers.py records."""
+    process, out = request.config.stash[COMPILER]
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
+    return rows
 
 
 @pytest.fixture(autouse=True)

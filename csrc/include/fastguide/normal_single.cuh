@@ -37,20 +37,21 @@ FG_HD float fused_single(float a, float b, float c) {
 #elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return std::fma(a, b, c);
 #else
-  // Without the instruction: the product is exact in double; the sum is rounded to odd there, which
-  // makes the second rounding harmless (Boldo, Melquiond, "Emulation of a FMA and correctly rounded
-  // sums: proved algorithms using rounding to odd", 2008).
+  // Without the instruction: the product is exact in double, and rounding the sum twice matters only
+  // where double lands half way between two floats (or below the normal floats).
   const double product = static_cast<double>(a) * static_cast<double>(b);
   const double addend = static_cast<double>(c);
   const double sum = product + addend;
+  const u64 bits = double_bits(sum);
+  if ((bits & 0x1FFFFFFF) != 0x10000000 && (bits & 0x7FFFFFFFFFFFFFFF) >= 0x3810000000000000)
+    return static_cast<float>(sum);
+  // There the sum is rounded to odd, which makes the second rounding harmless (Boldo, Melquiond,
+  // "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008).
   const double part = sum - product;
   const double error = (product - (sum - part)) + (addend - part);
-  const u64 bits = double_bits(sum);
-  // One step towards the side of the error, away from zero where both have one sign, from an even
-  // and inexact sum; written without branches, for vectors.
-  const u64 inexact = static_cast<u64>(error != 0.0) & ~bits & 1;
-  const u64 inward = 0 - ((double_bits(error) ^ bits) >> 63);
-  return static_cast<float>(bits_double(bits + ((inexact ^ inward) - inward)));
+  if (!(error != 0.0) || (bits & 1) != 0) return static_cast<float>(sum);
+  // The neighbour on the side of the error: away from zero where both have one sign.
+  return static_cast<float>(bits_double((double_bits(error) ^ bits) >> 63 ? bits - 1 : bits + 1));
 #endif
 }
 
