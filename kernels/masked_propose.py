@@ -198,7 +198,7 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> device_faults.Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], keys [N, K, 2], changed [N, K]."""
+    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens, keys, changed of [N, K]."""
     num_rows, num_candidates, length = tokens.shape
     vocab_size = logits.shape[2]
     if not num_rows:

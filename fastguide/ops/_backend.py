@@ -185,7 +185,23 @@ def launcher(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
     else:
         module = native()
     launch: Callable[..., Any] = getattr(module, f"launch_{op}")
+    if (
+        backend == "triton"
+        and tensor.is_cuda
+        and tensor.get_device() != torch.cuda.current_device()
+    ):
+        return _on_device(launch, tensor.device)
     return launch
+
+
+def _on_device(launch: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Triton launches on the current device, whatever its tensors say."""
+
+    def run(*arguments: Any) -> Any:
+        with torch.cuda.device(device):
+            return launch(*arguments)
+
+    return run
 
 
 def native() -> ModuleType:

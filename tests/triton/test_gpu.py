@@ -44,7 +44,7 @@ def run(op: str, *args: Any, **kwargs: Any) -> Any:
     return moved(result, "cpu")
 
 
-ALL = [case for op in sorted(TRITON_OPS - {"gaussian_propose"}) for case in cases(op)]
+ALL = [case for op in sorted(TRITON_OPS) for case in cases(op)]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

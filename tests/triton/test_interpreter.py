@@ -32,7 +32,7 @@ def marked(case: Case) -> Any:
     return pytest.param(case, marks=[pytest.mark.slow] if long else [], id=str(case))
 
 
-ALL = [marked(case) for op in sorted(TRITON_OPS - {"gaussian_propose"}) for case in cases(op)]
+ALL = [marked(case) for op in sorted(TRITON_OPS) for case in cases(op)]
 
 
 def flatten(result: Any) -> list[torch.Tensor]:
