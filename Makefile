@@ -22,7 +22,7 @@ endef
 # One environment, one pip at a time.
 .NOTPARALLEL:
 
-.PHONY: help demo test test-all test-packaging lint bench wheel sanitize clean environment rebuild
+.PHONY: help demo test test-all test-packaging lint bench gpu-check wheel sanitize clean environment rebuild
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ lint: $(VENV)/.stamp-test ## ruff, mypy, and a search for framework headers wher
 bench: $(VENV)/.stamp-bench ## time everything on one thread; keeps benches/results/MACHINE/*.json
 	@mkdir -p out
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest benches --benchmark-json out/bench.json
+
+gpu-check: ## GPU tests and benches with what PYTHON has installed, no registry; out/gpu-check.json
+	$(PYTHON) benches/gpu_check.py --out out/gpu-check.json
 
 wheel: $(VENV)/.stamp-test ## build sdist and wheel into dist/
 	$(BIN)/python -m build --outdir dist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,3 +174,16 @@ def bench_masked_propose_other_steps(compare: Callable[..., Any], rho: float) ->
         if rho < 1:
             setting.assert_same_law(draw())
     compare("masked_propose", str(setting), setting.ours, rivals)
+
+
+@pytest.mark.parametrize("rho", [1 / 16, 1 / 64])
+def bench_masked_propose_large_vocabulary(compare: Callable[..., Any], rho: float) -> None:
+    """Logits are read where a candidate reveals, once for all of them."""
+    setting = Setting(1, 256, 50_258, 10, rho)
+    rivals = {"published eager": setting.published, "sparse eager": setting.sparse_eager}
+    masked = int((setting.x == setting.vocab).sum()) * setting.k
+    for draw in (setting.ours, *rivals.values()):
+        revealed = masked - int((draw() == setting.vocab).sum())
+        assert abs(revealed - rho * masked) < 5 * math.sqrt(rho * (1 - rho) * masked)
+    due = {"published eager": 300} if rho < 1 / 32 else None
+    compare("masked_propose", str(setting), setting.ours, rivals, due=due, rounds=7)

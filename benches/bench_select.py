@@ -1,4 +1,4 @@
-"""select, with its gather, against softmax, multinomial and indexing."""
+"""select, with its gather, against softmax, multinomial and indexing, and against a copy."""
 
 from __future__ import annotations
 
@@ -51,4 +51,80 @@ def bench_select(compare: Callable[..., Any]) -> None:
         lambda: choose(out),
         {"softmax, multinomial, indexing": eager},
         rounds=100,
+    )
+
+
+def bench_select_large_rows(compare: Callable[..., Any]) -> None:
+    """Rows of an image each: the gather is all there is, so a copy of as many bytes bounds it."""
+    n, k, d = 1_024, 16, 12_288
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    values = torch.randn(n, k, generator=g)
+    states = torch.randn(n, k, d)
+    flat, chains, rows = states.view(n * k, d), torch.arange(n), torch.arange(n) * k
+    out = ops.select(values, alpha=ALPHA, seed=1, chains=chains, step=0, gather=[states])
+    target, copied, source = torch.empty(3, n, d)
+    source.copy_(states[:, 0])
+
+    def choose() -> ops.Selection:
+        return ops.select(
+            values, alpha=ALPHA, seed=1, chains=chains, step=0, gather=[states], out=out
+        )
+
+    def eager() -> torch.Tensor:
+        w = torch.softmax(values / ALPHA, dim=-1)
+        index = torch.multinomial(w, 1).squeeze(-1)
+        return torch.index_select(flat, 0, rows + index, out=target)
+
+    assert torch.equal(choose().gathered[0], flat[rows + choose().index])
+    assert bool((eager()[:, None] == states).all(-1).any(-1).all())
+    compare(
+        "select",
+        f"N={n} K={k}, gather of float32 [N, K, {d}] into given outputs",
+        choose,
+        {
+            "softmax, multinomial, index_select(out=)": eager,
+            "copy of [N, D] (bound)": lambda: copied.copy_(source),
+        },
+        due={"softmax, multinomial, index_select(out=)": 1, "copy of [N, D] (bound)": 0.85},
+    )
+
+
+def bench_select_small(compare: Callable[..., Any]) -> None:
+    """One step of a sampler: three tensors move along with 32 chains, in a loop that plans once."""
+    n, k = 32, 10
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    values = torch.randn(n, k, generator=g)
+    items = [
+        torch.randint(0, V, (n, k, L), generator=g),
+        torch.randint(0, 99, (n, k, 2), generator=g),
+        torch.randn(n, k, L, V, generator=g),
+    ]
+    chains, rows = torch.arange(n), torch.arange(n) * k
+    flat = [item.flatten(0, 1) for item in items]
+    targets = [torch.empty_like(item[:, 0].contiguous()) for item in items]
+    arguments: dict[str, Any] = dict(alpha=ALPHA, seed=1, chains=chains, gather=items)
+    plan = ops.plan_select(values, **arguments)
+    out = ops.select(values, **arguments, step=3)
+
+    def eager() -> None:
+        w = torch.softmax(values / ALPHA, dim=-1)
+        index = rows + torch.multinomial(w, 1).squeeze(-1)
+        for item, target in zip(flat, targets, strict=True):
+            torch.index_select(item, 0, index, out=target)
+
+    for one, other in zip(plan(3).gathered, out.gathered, strict=True):
+        assert torch.equal(one, other)
+    eager()
+    compare(
+        "select",
+        f"N={n} K={k}, planned, gather of tokens, keys, logits into given outputs",
+        lambda: plan(3),
+        {
+            "softmax, multinomial, index_select(out=) x3": eager,
+            "ours, checked at every call": lambda: ops.select(values, **arguments, step=3, out=out),
+        },
+        due={"softmax, multinomial, index_select(out=) x3": 5},
+        rounds=400,
     )

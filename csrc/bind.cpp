@@ -138,6 +138,45 @@ void bind_unique_rows(Address rows, i64 row_stride_bytes, i64 row_bytes, i64 num
               pointer<i64>(count));
 }
 
+// (data, row stride); data 0: absent.
+using RowsTuple = std::tuple<Address, i64>;
+
+template <class T>
+Fault propose_gaussian(const GaussianArgs& args, Address x, Address output, Address shift, Address out,
+                       int num_threads) {
+  return gaussian_propose(args, pointer<const T>(x), pointer<const T>(output),
+                          pointer<const T>(shift), pointer<T>(out), num_threads);
+}
+
+py::object bind_gaussian_propose(bool is_double, RowsTuple x, RowsTuple output, i64 num_outputs,
+                                 RowsTuple shift, double a, double b, double s, u64 seed,
+                                 Address chains, Address first_candidate, u32 c3, Address index,
+                                 i64 num_chains, i64 num_candidates, i64 num_elements, Address out,
+                                 Address out_log_ratio, int num_threads) {
+  const auto [x_data, x_stride] = x;
+  const auto [output_data, output_stride] = output;
+  const auto [shift_data, shift_stride] = shift;
+  const GaussianArgs args = {
+      {seed, pointer<const i64>(chains), pointer<const i64>(first_candidate), c3, num_chains,
+       num_candidates, num_elements},
+      a,
+      b,
+      s,
+      x_stride,
+      output_stride,
+      shift_stride,
+      num_outputs,
+      pointer<const i64>(index),
+      pointer<double>(out_log_ratio)};
+  const auto run = is_double ? &propose_gaussian<double> : &propose_gaussian<float>;
+  Fault fault;
+  {
+    py::gil_scoped_release release;
+    fault = run(args, x_data, output_data, shift_data, out, num_threads);
+  }
+  return fault_or_none(fault);
+}
+
 // (data, row stride, column stride, is_double); data 0: absent.
 using MatrixTuple = std::tuple<Address, i64, i64, bool>;
 // (source, row stride, candidate stride, inner, all in bytes, index, U, target)
@@ -148,14 +187,19 @@ Matrix make_matrix(const MatrixTuple& matrix) {
   return {pointer<const void>(data), row, column, is_double};
 }
 
+std::vector<GatherItem> make_items(const std::vector<GatherTuple>& gather, i64 num_targets) {
+  std::vector<GatherItem> items;
+  for (const auto& [source, row, candidate, inner, index, num_source_rows, target] : gather)
+    items.push_back({pointer<const char>(source), row, candidate, inner, pointer<const i64>(index),
+                     num_source_rows, pointer<char>(target), num_targets});
+  return items;
+}
+
 py::object bind_select(const MatrixTuple& values, const MatrixTuple& log_ratio, i64 num_rows,
                        i64 num_candidates, double alpha, u64 seed, Address chains,
                        Address particles, u32 c3, const std::vector<GatherTuple>& gather,
                        Address out_index, Address out_lme, Address out_ess, int num_threads) {
-  std::vector<GatherItem> items;
-  for (const auto& [source, row, candidate, inner, index, num_source_rows, target] : gather)
-    items.push_back({pointer<const char>(source), row, candidate, inner, pointer<const i64>(index),
-                     num_source_rows, pointer<char>(target)});
+  const std::vector<GatherItem> items = make_items(gather, num_rows);
   const SelectArgs args = {make_matrix(values),
                            make_matrix(log_ratio),
                            num_rows,
@@ -174,6 +218,34 @@ py::object bind_select(const MatrixTuple& values, const MatrixTuple& log_ratio, 
   {
     py::gil_scoped_release release;
     fault = select(args, num_threads);
+  }
+  return fault_or_none(fault);
+}
+
+py::object bind_resample(const MatrixTuple& log_w, i64 num_groups, i64 num_particles, int scheme,
+                         double ess_threshold, u64 seed, Address chains, u32 c3,
+                         const std::vector<GatherTuple>& gather, Address out_ancestors,
+                         Address out_log_z, Address out_resampled, Address out_ess,
+                         int num_threads) {
+  const std::vector<GatherItem> items = make_items(gather, num_groups * num_particles);
+  const ResampleArgs args = {make_matrix(log_w),
+                             num_groups,
+                             num_particles,
+                             static_cast<ResampleScheme>(scheme),
+                             ess_threshold,
+                             seed,
+                             pointer<const i64>(chains),
+                             c3,
+                             items.data(),
+                             static_cast<i64>(items.size()),
+                             pointer<i64>(out_ancestors),
+                             pointer<double>(out_log_z),
+                             pointer<unsigned char>(out_resampled),
+                             pointer<double>(out_ess)};
+  Fault fault;
+  {
+    py::gil_scoped_release release;
+    fault = resample(args, num_threads);
   }
   return fault_or_none(fault);
 }
@@ -209,6 +281,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("masked_posterior", &bind_masked_posterior);
   m.def("masked_keys", &bind_masked_keys);
   m.def("unique_rows", &bind_unique_rows);
+  m.def("gaussian_propose", &bind_gaussian_propose);
   m.def("select", &bind_select);
+  m.def("resample", &bind_resample);
   m.def("soft_value", &bind_soft_value);
 }

@@ -98,6 +98,28 @@ def unique_rows(
     count: int,  # [1] int64
     /,
 ) -> None: ...
+def gaussian_propose(
+    is_double: bool,
+    x: tuple[int, int],  # [N, D]: address, row stride
+    output: tuple[int, int],  # [U, D]
+    num_outputs: int,
+    shift: tuple[int, int],  # [N, D]; address 0: absent
+    a: float,
+    b: float,
+    s: float,
+    seed: int,
+    chains: int,  # [N] int64
+    first_candidate: int,  # [N] int64, or 0
+    c3: int,
+    index: int,  # [N] int64, or 0
+    num_chains: int,
+    num_candidates: int,
+    num_elements: int,
+    out: int,  # [N, K, D]
+    out_log_ratio: int,  # [N, K] float64, or 0
+    num_threads: int,
+    /,
+) -> Fault | None: ...
 def select(
     values: tuple[int, int, int, bool],  # [N, K]: address, strides, is_double
     log_ratio: tuple[int, int, int, bool],  # [N, K]; address 0: absent
@@ -112,6 +134,23 @@ def select(
     out_index: int,  # [N] int64
     out_lme: int,  # [N] float64
     out_ess: int,  # [N] float64
+    num_threads: int,
+    /,
+) -> Fault | None: ...
+def resample(
+    log_w: tuple[int, int, int, bool],  # [G, N]: address, strides, is_double
+    num_groups: int,
+    num_particles: int,
+    scheme: int,
+    ess_threshold: float,  # share of N; negative: every group resamples
+    seed: int,
+    chains: int,  # [G] int64
+    c3: int,
+    gather: list[tuple[int, int, int, int, int, int, int]],
+    out_ancestors: int,  # [G, N] int64
+    out_log_z: int,  # [G] float64
+    out_resampled: int,  # [G] bool
+    out_ess: int,  # [G] float64
     num_threads: int,
     /,
 ) -> Fault | None: ...

@@ -7,7 +7,7 @@ Integer side inputs are contiguous; `x`, logits and values may have any strides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch  # before the extension: both then share torch's OpenMP runtime
 
@@ -17,6 +17,15 @@ from fastguide.errors import BackendError
 Fault = tuple[int, int, int, int]
 
 SOFT_VALUE_KINDS = {"lme": 0, "mean": 1, "cvar": 2}
+RESAMPLE_SCHEMES = {
+    "systematic": 0,
+    "stratified": 1,
+    "multinomial": 2,
+    "residual": 3,
+    "ssp": 4,
+    "killing": 5,
+}
+GatherTuple = tuple[int, int, int, int, int, int, int]
 
 
 def cpu_level() -> str:
@@ -88,14 +97,8 @@ def launch_philox_normal(
 
 def launch_masked_keys(x: torch.Tensor, out: torch.Tensor) -> None:
     """x [R, L] int64 -> out [R, 2] int64."""
-    _C.masked_keys(
-        x.data_ptr(),
-        x.stride(),
-        x.shape[0],
-        x.shape[1],
-        out.data_ptr(),
-        torch.get_num_threads(),
-    )
+    rows, length = x.shape
+    _C.masked_keys(x.data_ptr(), x.stride(), rows, length, out.data_ptr(), torch.get_num_threads())
 
 
 def launch_masked_propose(
@@ -198,6 +201,54 @@ def launch_unique_rows(
     )
 
 
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[N, ...] as [N, D] with unit stride along D; a copy where the strides do not allow a view."""
+    rows = tensor.flatten(1)
+    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+
+
+def launch_gaussian_propose(
+    x: torch.Tensor,
+    output: torch.Tensor,
+    a: float,
+    b: float,
+    s: float,
+    seed: int,
+    chains: torch.Tensor,
+    counter: int,
+    index: torch.Tensor | None,
+    first_candidate: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    candidates: torch.Tensor,
+    log_ratio: torch.Tensor,
+) -> Fault | None:
+    """x, shift [N, ...], output [U, ...] -> candidates [N, K, ...], log_ratio [N, K]."""
+    # Holds the copies until the kernel has read them.
+    x, output = _rows(x), _rows(output)
+    shift = None if shift is None else _rows(shift)
+    return _C.gaussian_propose(
+        x.dtype == torch.float64,
+        (x.data_ptr(), x.stride(0)),
+        (output.data_ptr(), output.stride(0)),
+        output.shape[0],
+        (0, 0) if shift is None else (shift.data_ptr(), shift.stride(0)),
+        a,
+        b,
+        s,
+        seed,
+        chains.data_ptr(),
+        _address(first_candidate),
+        counter,
+        _address(index),
+        x.shape[0],
+        candidates.shape[1],
+        x.shape[1],
+        candidates.data_ptr(),
+        0 if shift is None else log_ratio.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
 def _matrix(tensor: torch.Tensor | None) -> tuple[int, int, int, bool]:
     if tensor is None:
         return 0, 0, 0, False
@@ -206,7 +257,7 @@ def _matrix(tensor: torch.Tensor | None) -> tuple[int, int, int, bool]:
 
 def _gather_item(
     source: torch.Tensor, index: torch.Tensor | None, target: torch.Tensor
-) -> tuple[int, int, int, int, int, int, int]:
+) -> GatherTuple:
     size = source.element_size()
     lead = 2 if index is None else 1
     candidate = source.stride(1) * size if index is None else 0
@@ -237,6 +288,28 @@ def _inner_contiguous(source: torch.Tensor, lead: int) -> bool:
     return True
 
 
+def _gather_sources(
+    gather: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+) -> list[torch.Tensor]:
+    """What to read from: copies, which the caller holds until the kernel is done, where one row is
+    not one block of memory."""
+    return [
+        source if _inner_contiguous(source, 2 if where is None else 1) else source.contiguous()
+        for source, where in gather
+    ]
+
+
+def _gather_items(
+    sources: Sequence[torch.Tensor],
+    gather: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    gathered: Sequence[torch.Tensor],
+) -> list[GatherTuple]:
+    return [
+        _gather_item(source, where, target)
+        for source, (_, where), target in zip(sources, gather, gathered, strict=True)
+    ]
+
+
 def launch_select(
     values: torch.Tensor,
     alpha: float,
@@ -252,16 +325,27 @@ def launch_select(
     gathered: Sequence[torch.Tensor],
 ) -> Fault | None:
     """values [N, K], gather of [N, K, ...] or ([U, ...], [N, K]) -> index, lme, ess, gathered."""
-    # Holds the copies until the kernel has read them.
-    sources = [
-        source if _inner_contiguous(source, 2 if where is None else 1) else source.contiguous()
-        for source, where in gather
-    ]
-    items = [
-        _gather_item(source, where, target)
-        for source, (_, where), target in zip(sources, gather, gathered, strict=True)
-    ]
-    return _C.select(
+    tensors = (particles, gather, index, lme, ess, gathered)
+    return plan_select(values, alpha, log_ratio, seed, chains, *tensors)(counter)
+
+
+def plan_select(
+    values: torch.Tensor,
+    alpha: float,
+    log_ratio: torch.Tensor | None,
+    seed: int,
+    chains: torch.Tensor,
+    particles: torch.Tensor | None,
+    gather: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    index: torch.Tensor,
+    lme: torch.Tensor,
+    ess: torch.Tensor,
+    gathered: Sequence[torch.Tensor],
+) -> Callable[[int], Fault | None]:
+    """`launch_select` with everything but the counter: addresses are read once, here."""
+    sources = _gather_sources(gather)
+    held = (values, log_ratio, chains, particles, sources, gather, index, lme, ess, gathered)
+    before = (
         _matrix(values),
         _matrix(log_ratio),
         values.shape[0],
@@ -270,10 +354,50 @@ def launch_select(
         seed,
         chains.data_ptr(),
         _address(particles),
-        counter,
-        items,
+    )
+    after = (
+        _gather_items(sources, gather, gathered),
         index.data_ptr(),
         lme.data_ptr(),
+        ess.data_ptr(),
+    )
+
+    def run(counter: int, held: tuple[object, ...] = held) -> Fault | None:
+        return _C.select(*before, counter, *after, torch.get_num_threads())
+
+    return run
+
+
+def launch_resample(
+    log_w: torch.Tensor,
+    seed: int,
+    chains: torch.Tensor,
+    counter: int,
+    scheme: str,
+    ess_threshold: float | None,
+    gather: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+    ancestors: torch.Tensor,
+    log_z: torch.Tensor,
+    resampled: torch.Tensor,
+    ess: torch.Tensor,
+    gathered: Sequence[torch.Tensor],
+) -> Fault | None:
+    """log_w [G, N], gather of [G, N, ...] or ([U, ...], [G, N]) -> ancestors [G, N], log_z,
+    resampled, ess [G], gathered [G, N, ...]."""
+    sources = _gather_sources(gather)
+    return _C.resample(
+        _matrix(log_w),
+        log_w.shape[0],
+        log_w.shape[1],
+        RESAMPLE_SCHEMES[scheme],
+        -1.0 if ess_threshold is None else ess_threshold,
+        seed,
+        chains.data_ptr(),
+        counter,
+        _gather_items(sources, gather, gathered),
+        ancestors.data_ptr(),
+        log_z.data_ptr(),
+        resampled.data_ptr(),
         ess.data_ptr(),
         torch.get_num_threads(),
     )

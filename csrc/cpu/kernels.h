@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fastguide/fault.cuh"
+#include "fastguide/resample.cuh"
 #include "fastguide/soft_value.cuh"
 
 namespace fastguide {
@@ -81,6 +82,23 @@ void unique_rows(const void* rows,  // [R] rows of row_bytes bytes
                  i64* inverse,     // [R]
                  i64* count);      // [1]
 
+struct GaussianArgs {
+  PhiloxArgs noise;         // N, K, D and the stream
+  double a, b, s;           // x' = a x + b output + shift + s z
+  i64 x_row_stride, output_row_stride, shift_row_stride;  // rows are contiguous
+  i64 num_outputs;          // U
+  const i64* index;         // [N] row of output for each chain, or null: row n
+  double* out_log_ratio;    // [N, K], or null without a shift
+};
+
+template <class T>  // float or double
+Fault gaussian_propose(const GaussianArgs& args,
+                       const T* x,       // [N, D]
+                       const T* output,  // [U, D]
+                       const T* shift,   // [N, D] or null
+                       T* out,           // [N, K, D]
+                       int num_threads);
+
 struct Matrix {
   const void* data;  // [N, K] float or double; null where absent
   i64 row_stride, column_stride;
@@ -94,6 +112,7 @@ struct GatherItem {
   const i64* index;    // [N, K] contiguous, or null
   i64 num_source_rows; // U
   char* target;        // [N, ...] contiguous
+  i64 num_targets = 0; // rows of target: with inner_bytes, how large it is
 };
 
 struct SelectArgs {
@@ -112,6 +131,24 @@ struct SelectArgs {
 };
 
 Fault select(const SelectArgs& args, int num_threads);
+
+struct ResampleArgs {
+  Matrix log_w;                    // [G, N]
+  i64 num_groups, num_particles;   // G, N
+  ResampleScheme scheme;
+  double ess_threshold;            // share of N; negative: every group resamples
+  u64 seed;
+  const i64* chains;               // [G]
+  u32 c3;                          // step << 8 | purpose
+  const GatherItem* items;         // candidates are particles: [G, N, ...] -> [G, N, ...]
+  i64 num_items;
+  i64* out_ancestors;              // [G, N]
+  double* out_log_z;               // [G]
+  unsigned char* out_resampled;    // [G]
+  double* out_ess;                 // [G]
+};
+
+Fault resample(const ResampleArgs& args, int num_threads);
 
 template <class T>
 void soft_value(const T* values, i64 row_stride, i64 sample_stride,  // [R, S]

@@ -74,13 +74,16 @@ FG_TARGET Fault select_rows(const SelectArgs& args, i64 begin, i64 end) {
       args.out_index[n] = choice.index;
       args.out_lme[n] = choice.lme;
       args.out_ess[n] = choice.ess;
-      for (i64 i = 0; i < args.num_items; ++i) {
-        Fault gather_fault;
-        // Row n precedes whatever stopped the loading.
-        if (!gather(args.items[i], n, k, choice.index, &gather_fault)) return gather_fault;
-      }
+    }
+    // Rows of the chunk precede whatever stopped the loading.
+    for (i64 i = 0; i < args.num_items; ++i) {
+      const Fault missing = gather(args.items[i], k, rows, first, [&](i64 r) {
+        return Entry{first + r, args.out_index[first + r]};
+      });
+      if (missing.code != kNoFault) return missing;
     }
   }
+  finish_streams();
   return fault;
 }
 

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <limits>
 #include <vector>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/kernels.h"
+#include "check.h"
 #include "fastguide/categorical.cuh"
 #include "fastguide/masked_keys.cuh"
 #include "fastguide/math.cuh"
@@ -18,21 +18,6 @@ using namespace fastguide;
 
 namespace {
 
-int passed = 0, failed = 0;
-
-void check(bool ok, const char* what, int line) {
-  if (ok) {
-    ++passed;
-    return;
-  }
-  ++failed;
-  std::printf("line %d: %s\n", line, what);
-}
-
-#define CHECK(...) check((__VA_ARGS__), #__VA_ARGS__, __LINE__)
-
-constexpr double INF = std::numeric_limits<double>::infinity();
-constexpr double NOT_A_NUMBER = std::numeric_limits<double>::quiet_NaN();
 constexpr i64 MASK = 4;
 
 bool same(PhiloxBlock a, PhiloxBlock b) {
@@ -233,10 +218,6 @@ void test_propose() {
   CHECK(one.keys_fit());
 }
 
-bool fault_is(const Fault& fault, i32 code, i64 row, i64 column, i64 value) {
-  return fault.code == code && fault.row == row && fault.column == column && fault.value == value;
-}
-
 void test_propose_faults() {
   const float infinity = std::numeric_limits<float>::infinity();
   Propose p(3, 5, 4, 2);
@@ -381,6 +362,7 @@ int main() {
   test_unique_rows();
   test_select();
   test_soft_value();
+  test_particles();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed;
 }

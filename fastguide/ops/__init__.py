@@ -8,25 +8,35 @@ use of an op; without it an op raises `BackendError` (the reference backend serv
 from __future__ import annotations
 
 from fastguide.ops._backend import backends, use_backend
+from fastguide.ops._device import DeferredFaults, deferred_faults
+from fastguide.ops.gaussian_propose import GaussianProposal, gaussian_propose
 from fastguide.ops.masked_keys import masked_keys
 from fastguide.ops.masked_posterior import masked_posterior
 from fastguide.ops.masked_propose import Proposal, masked_propose
 from fastguide.ops.philox_normal import philox_normal
 from fastguide.ops.philox_uniform import philox_uniform
-from fastguide.ops.select import Selection, select
+from fastguide.ops.resample import Resampling, resample
+from fastguide.ops.select import Selection, plan_select, select
 from fastguide.ops.soft_value import soft_value
 from fastguide.ops.unique_rows import UniqueRows, unique_rows
 
 __all__ = [
+    "DeferredFaults",
+    "GaussianProposal",
     "Proposal",
+    "Resampling",
     "Selection",
     "UniqueRows",
     "backends",
+    "deferred_faults",
+    "gaussian_propose",
     "masked_keys",
     "masked_posterior",
     "masked_propose",
     "philox_normal",
     "philox_uniform",
+    "plan_select",
+    "resample",
     "select",
     "soft_value",
     "unique_rows",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import logging
 import os
+from collections.abc import Callable
 from types import ModuleType, TracebackType
+from typing import Any
 
 import torch
 
@@ -17,15 +21,34 @@ OPS = (
     "masked_posterior",
     "masked_keys",
     "unique_rows",
+    "gaussian_propose",
     "select",
+    "resample",
     "soft_value",
 )
-BACKENDS = ("cpp", "reference")
+BACKENDS = ("cpp", "reference", "triton", "cuda")
+# What each compiled GPU backend has a kernel for; a missing op is served by the other one.
+TRITON_OPS = frozenset(
+    {
+        "philox_uniform",
+        "philox_normal",
+        "masked_propose",
+        "masked_posterior",
+        "masked_keys",
+        "gaussian_propose",
+        "select",
+        "soft_value",
+    }
+)
+CUDA_OPS = frozenset({"resample", "select", "unique_rows"})
 ENVIRONMENT_VARIABLE = "FASTGUIDE_BACKEND"
+GPU_FIX = "install the GPU extra with `pip install 'fastguide[gpu]'`"
 BUILD_FIX = "run `pip install -e . --no-build-isolation` in the source tree (or `make test`)"
 
 _forced: str | None = None
 _native: ModuleType | None = None
+_logged: set[tuple[str, str]] = set()
+_log = logging.getLogger("fastguide")
 
 
 class use_backend:  # noqa: N801 - reads as the function it is called like
@@ -35,7 +58,7 @@ class use_backend:  # noqa: N801 - reads as the function it is called like
     It goes before the environment variable FASTGUIDE_BACKEND.
 
     Args:
-        name: "cpp", "reference", or None to choose by device again.
+        name: "cpp", "reference", "triton", "cuda", or None to choose by device again.
 
     Raises:
         ArgumentError: unknown name.
@@ -79,21 +102,106 @@ def forced_backend() -> str | None:
 
 
 def use_reference(op: str, tensor: torch.Tensor) -> bool:
-    """True: run the reference. False: run the kernels of `native()`, which take CPU tensors.
+    """True: run the reference. False: `launcher(op, tensor)` serves.
 
     Raises:
         BackendError: no compiled backend serves the tensor's device.
     """
+    return chosen(op, tensor.device.type) == "reference"
+
+
+def chosen(op: str, device: str) -> str:
+    """The backend that serves `op` for tensors on `device` ("cpu", "cuda", ...).
+
+    The first automatic choice of each GPU backend is logged.
+
+    Raises:
+        BackendError: the forced backend, or every backend, cannot serve; says why and the fix.
+    """
     forced = forced_backend()
-    if forced == "reference":
-        return True
-    if not tensor.is_cpu:
-        asked = "the forced backend 'cpp' serves" if forced else "fastguide has kernels for"
+    if forced is not None:
+        why = _why_not(forced, op, device)
+        if why is None:
+            return forced
         raise BackendError(
-            f"{op}: {asked} CPU tensors only, got a tensor on {tensor.device}; move it to the CPU "
-            "or ask for plain PyTorch with fastguide.ops.use_backend('reference')"
+            f"{op}: the forced backend {forced!r} {why}; or ask for plain PyTorch with "
+            "fastguide.ops.use_backend('reference')"
         )
-    return False
+    if device == "cpu":
+        return "cpp"
+    if device != "cuda":
+        raise BackendError(
+            f"{op}: fastguide has kernels for CPU and CUDA tensors only, got a tensor on {device}; "
+            "move it to the CPU or ask for plain PyTorch with "
+            "fastguide.ops.use_backend('reference')"
+        )
+    reasons = []
+    for backend in ("cuda", "triton"):
+        why = _why_not(backend, op, device)
+        if why is None:
+            if (op, backend) not in _logged:
+                _logged.add((op, backend))
+                _log.info("%s: CUDA tensors are served by backend %r", op, backend)
+            return backend
+        reasons.append(f"backend {backend!r} {why}")
+    raise BackendError(
+        f"{op}: {'; '.join(reasons)}; or ask for plain PyTorch with "
+        "fastguide.ops.use_backend('reference')"
+    )
+
+
+def _why_not(backend: str, op: str, device: str) -> str | None:
+    """Why `backend` cannot serve `op` on `device`, with the fix, or None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "cpp":
+        return None if device == "cpu" else f"serves CPU tensors only, got a tensor on {device}"
+    module, served = ("triton", TRITON_OPS) if backend == "triton" else ("cupy", CUDA_OPS)
+    if op not in served:
+        return f"has no kernel for {op}"
+    if importlib.util.find_spec(module) is None:
+        return f"needs {module}, which is not installed: {GPU_FIX}"
+    if device == "cuda" or (device == "cpu" and backend == "triton" and _interpreting()):
+        return None
+    return f"serves CUDA tensors only, got a tensor on {device}"
+
+
+def _interpreting() -> bool:
+    """Triton's own interpreter is switched on, so its kernels take CPU tensors (for tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def launcher(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
+    """`launch_<op>` of the backend that serves `tensor`; imported at first use.
+
+    Raises:
+        BackendError: the native extension was not built, or cannot run on this CPU as asked.
+    """
+    backend = chosen(op, tensor.device.type)
+    if backend == "triton":
+        module = importlib.import_module(f"fastguide.kernels.{op}")
+    elif backend == "cuda":
+        module = importlib.import_module("fastguide.kernels.cuda_launchers")
+    else:
+        module = native()
+    launch: Callable[..., Any] = getattr(module, f"launch_{op}")
+    if (
+        backend == "triton"
+        and tensor.is_cuda
+        and tensor.get_device() != torch.cuda.current_device()
+    ):
+        return _on_device(launch, tensor.device)
+    return launch
+
+
+def _on_device(launch: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Triton launches on the current device, whatever its tensors say."""
+
+    def run(*arguments: Any) -> Any:
+        with torch.cuda.device(device):
+            return launch(*arguments)
+
+    return run
 
 
 def native() -> ModuleType:
@@ -114,18 +222,28 @@ def native() -> ModuleType:
     return _native
 
 
-def backends() -> dict[str, tuple[str, str]]:
-    """For every op, the backend that serves CPU tensors now and why the others do not.
+def backends(device: str = "cpu") -> dict[str, tuple[str, str]]:
+    """For every op, the backend that serves tensors on `device` now and why the others do not.
+
+    Args:
+        device: "cpu" or "cuda".
 
     Returns:
-        {op: (backend, reason)}; backend is "cpp", "reference" or "none".
+        {op: (backend, reason)}; backend is one of BACKENDS, or "none".
     """
-    if forced_backend() == "reference":
-        state = ("reference", "forced; cpp would serve if it were not")
-    else:
-        try:
-            level = native().cpu_level()
-            state = ("cpp", f"instruction set {level}; reference serves on request only")
-        except BackendError as error:
-            state = ("none", str(error))
-    return dict.fromkeys(OPS, state)
+    return {op: _state(op, device) for op in OPS}
+
+
+def _state(op: str, device: str) -> tuple[str, str]:
+    try:
+        backend = chosen(op, device)
+        level = native().cpu_level() if backend == "cpp" else ""
+    except BackendError as error:
+        return "none", str(error)
+    if backend == "cpp":
+        return "cpp", f"instruction set {level}; reference serves on request only"
+    if forced_backend() == backend:
+        return backend, "forced; the device would choose if it were not"
+    why = _why_not("cuda", op, device)
+    others = "" if backend == "cuda" else f"backend 'cuda' {why}; "
+    return backend, f"{others}reference serves on request only"

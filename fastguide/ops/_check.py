@@ -180,11 +180,33 @@ _FAULTS = {
         ArgumentError,
         "{op}: row {row}: a gather index of {value} is no row of its tensor",
     ),
+    FaultCode.NO_WEIGHT: (
+        NonFiniteError,
+        "{op}: group {row} (chain {value}) has no finite weight at step {step}; every particle was "
+        "rejected, so none can be an ancestor",
+    ),
+    FaultCode.SCALAR: (
+        ArgumentError,
+        "{op}: a scalar given as a device tensor is out of range (step {value}): step must lie in "
+        "[0, 2**24), alpha must be finite and >= 0 (> 0 with log_ratio)",
+    ),
+}
+# Where an op calls the same fault by another name.
+_FAULTS_OF = {
+    ("gaussian_propose", FaultCode.INDEX): (
+        ArgumentError,
+        "{op}: index[{row}] = {value} is no row of output; it must lie in [0, U)",
+    ),
+    ("resample", FaultCode.VALUE): (
+        NonFiniteError,
+        "{op}: log_w of group {row}, particle {column} is NaN or +inf at step {step}; check the "
+        "value function (-inf rejects a particle)",
+    ),
 }
 
 
-def raise_fault(op: str, fault: tuple[int, int, int, int]) -> None:
+def raise_fault(op: str, fault: tuple[int, int, int, int], step: int | None = None) -> None:
     """Turn (code, row, column, value) of a backend into the error it stands for."""
     code, row, column, value = fault
-    error, text = _FAULTS[FaultCode(code)]
-    raise error(text.format(op=op, row=row, column=column, value=value))
+    error, text = _FAULTS_OF.get((op, FaultCode(code)), _FAULTS[FaultCode(code)])
+    raise error(text.format(op=op, row=row, column=column, value=value, step=step))

@@ -29,5 +29,5 @@ def run_reference(op: str, function: Callable[..., T], *args: Any, **kwargs: Any
     try:
         return function(*args, **kwargs)
     except Fault as fault:
-        raise_fault(op, (fault.code, fault.row, fault.column, fault.value))
+        raise_fault(op, (fault.code, fault.row, fault.column, fault.value), step=kwargs.get("step"))
         raise

@@ -44,7 +44,7 @@ def _run(x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         _check.output("the keys", out, due, torch.int64, x)
     if _backend.use_reference(OP, x):
         return out.copy_(reference.masked_keys(x))
-    _backend.native().launch_masked_keys(x, out)
+    _backend.launcher(OP, x)(x, out)
     return out
 
 

@@ -6,7 +6,7 @@ import torch
 
 from fastguide import reference
 from fastguide.errors import ArgumentError
-from fastguide.ops import _backend, _check
+from fastguide.ops import _backend, _check, _device
 from fastguide.ops._library import register, run_reference
 from fastguide.rng import Purpose
 
@@ -21,8 +21,8 @@ def masked_posterior(
     index: torch.Tensor | None = None,
     num_samples: int = 0,
     keys: torch.Tensor | None = None,
-    seed: int = 0,
-    temperature: float = 1.0,
+    seed: int | torch.Tensor = 0,
+    temperature: float | torch.Tensor = 1.0,
     purpose: int = Purpose.POSTERIOR,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -36,7 +36,9 @@ def masked_posterior(
         keys: [R, 2] int64, `masked_keys(x)`; needed for samples: they replace chain and step in the
             counter, so equal states get equal samples wherever and whenever they appear.
         seed: int in [0, 2**64).   temperature: positive; samples follow
-            softmax(logits / temperature).   purpose: Purpose.POSTERIOR or Purpose.LOOKAHEAD.
+            softmax(logits / temperature). On CUDA, both may be device tensors of one element
+            (int64, float64), which a captured graph reads anew at every replay.
+        purpose: Purpose.POSTERIOR or Purpose.LOOKAHEAD.
         out: optional result, contiguous, overwritten.
 
     Returns:
@@ -51,6 +53,7 @@ def masked_posterior(
     Determinism: equal integers on every backend, instruction set, thread count and split.
     Oracle: fastguide.reference.masked_posterior.
     """
+    on_device = _device.check_scalars(OP, x, seed=seed, temperature=temperature)
     arguments = (
         logits,
         x,
@@ -58,11 +61,11 @@ def masked_posterior(
         index,
         num_samples,
         keys,
-        _check.signed_seed(seed),
-        float(temperature),
+        _device.signed_seed(seed),
+        _device.number(temperature),
         int(purpose),
     )
-    if out is None:
+    if out is None and not on_device:
         result: torch.Tensor = torch.ops.fastguide.masked_posterior(*arguments)
         return result
     return _run(*arguments, out)
@@ -75,8 +78,8 @@ def _run(
     index: torch.Tensor | None,
     num_samples: int,
     keys: torch.Tensor | None,
-    seed: int,
-    temperature: float,
+    seed: int | torch.Tensor,
+    temperature: float | torch.Tensor,
     purpose: int,
     out: torch.Tensor | None,
 ) -> torch.Tensor:
@@ -93,7 +96,8 @@ def _run(
     keys = _check.optional_integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, logits, x=x, index=index, keys=keys)
     _check.at_least("num_samples", num_samples, 0)
-    _check.temperature(temperature)
+    if not isinstance(temperature, torch.Tensor):
+        _check.temperature(temperature)
     _check.counter(0, purpose)
     if num_samples > 0 and keys is None:
         raise ArgumentError(
@@ -105,7 +109,7 @@ def _run(
         out = torch.empty(due, dtype=torch.int64, device=x.device)
     else:
         _check.output("the predictions", out, due, torch.int64, x)
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     if _backend.use_reference(OP, x):
         return out.copy_(
             run_reference(
@@ -122,7 +126,7 @@ def _run(
                 purpose=purpose,
             )
         )
-    fault = _backend.native().launch_masked_posterior(
+    fault = _backend.launcher(OP, x)(
         logits, x, mask_token, index, num_samples, keys, seed, temperature, purpose, out
     )
     if fault is not None:

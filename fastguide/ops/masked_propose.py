@@ -8,7 +8,7 @@ import torch
 
 from fastguide import reference
 from fastguide.errors import ArgumentError
-from fastguide.ops import _backend, _check
+from fastguide.ops import _backend, _check, _device
 from fastguide.ops._library import register, run_reference
 from fastguide.rng import Purpose
 
@@ -29,13 +29,13 @@ def masked_propose(
     keys: torch.Tensor,
     *,
     mask_token: int,
-    rho: float,
-    seed: int,
+    rho: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     num_candidates: int,
     index: torch.Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     first_candidate: torch.Tensor | None = None,
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
 ) -> Proposal:
@@ -51,6 +51,8 @@ def masked_propose(
         num_candidates: K >= 1.   index: [N] int64, row of logits of each chain; None: row n.
         temperature: positive; tokens follow softmax(logits / temperature).
         first_candidate: [N] int64, candidate id = first_candidate[n] + k; None: zeros.
+            On CUDA, seed and step (int64), rho and temperature (float64) may be device tensors of
+            one element, which a captured graph reads anew at every replay.
         out: optional (tokens, keys, changed), contiguous, overwritten.
 
     Returns:
@@ -69,21 +71,22 @@ def masked_propose(
     Source: the absorbing reverse kernel of Sahoo et al. 2024 (MDLM), in two stages.
     Oracle: fastguide.reference.masked_propose.
     """
+    on_device = _device.check_scalars(OP, x, rho=rho, seed=seed, step=step, temperature=temperature)
     arguments = (
         logits,
         x,
         keys,
         mask_token,
-        float(rho),
-        _check.signed_seed(seed),
+        _device.number(rho),
+        _device.signed_seed(seed),
         chains,
         step,
         num_candidates,
         index,
-        float(temperature),
+        _device.number(temperature),
         first_candidate,
     )
-    if out is None:
+    if out is None and not on_device:
         return Proposal(*torch.ops.fastguide.masked_propose(*arguments))
     return _run(*arguments, out)
 
@@ -93,13 +96,13 @@ def _run(
     x: torch.Tensor,
     keys: torch.Tensor,
     mask_token: int,
-    rho: float,
-    seed: int,
+    rho: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     num_candidates: int,
     index: torch.Tensor | None,
-    temperature: float,
+    temperature: float | torch.Tensor,
     first_candidate: torch.Tensor | None,
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
 ) -> Proposal:
@@ -122,12 +125,13 @@ def _run(
         OP, logits, x=x, keys=keys, chains=chains, index=index, first_candidate=first_candidate
     )
     _check.at_least("num_candidates", num_candidates, 1)
-    _check.temperature(temperature)
-    if not 0.0 <= rho <= 1.0:
+    if not isinstance(temperature, torch.Tensor):
+        _check.temperature(temperature)
+    if not isinstance(rho, torch.Tensor) and not 0.0 <= rho <= 1.0:
         raise ArgumentError(
             f"rho must be a probability in [0, 1], got {rho}; it is (a(t) - a(t')) / a(t)"
         )
-    _check.counter(step, Purpose.REVEAL)
+    _device.counter(step, Purpose.REVEAL)
 
     due = (num_rows, num_candidates)
     if out is None:
@@ -141,7 +145,7 @@ def _run(
         _check.output("keys", new_keys, (*due, 2), torch.int64, x)
         _check.output("changed", changed, due, torch.int32, x)
 
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     proposal = Proposal(tokens, new_keys, changed)
     if _backend.use_reference(OP, x):
         result = run_reference(
@@ -163,7 +167,7 @@ def _run(
         for target, source in zip(proposal, result, strict=True):
             target.copy_(source)
         return proposal
-    fault = _backend.native().launch_masked_propose(
+    fault = _backend.launcher(OP, x)(
         logits,
         x,
         keys,

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from fastguide import reference
-from fastguide.ops import _backend, _check
+from fastguide.ops import _backend, _check, _device
 from fastguide.ops._library import register, run_reference
 
 OP = "philox_normal"
 
 
 def philox_normal(
-    seed: int,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     *,
     num_elements: int,
@@ -28,6 +28,8 @@ def philox_normal(
     Args:
         seed: int in [0, 2**64).   chains: [N] int64 global chain ids in [0, 2**32).
         step: in [0, 2**24).   purpose: a `fastguide.rng.Purpose` (or any int in [0, 256)).
+            On CUDA, seed and step may be device tensors of one int64, which a captured graph reads
+            anew at every replay.
         num_elements, num_candidates: sizes E >= 0 and K >= 1.
         first_candidate: [N] int64, candidate id = first_candidate[n] + k; None: zeros.
         dtype: float32 or float64 of the result; the arithmetic is float64.
@@ -47,18 +49,25 @@ def philox_normal(
     Gradient: none (no float input).   Oracle: fastguide.reference.philox_normal.
     """
     dtype = dtype if out is None else out.dtype
-    arguments = (_check.signed_seed(seed), chains, step, int(purpose), num_elements, num_candidates)
-    if out is None:
+    on_device = _device.check_scalars(OP, chains, seed=seed, step=step)
+    arguments = (
+        _device.signed_seed(seed),
+        chains,
+        step,
+        int(purpose),
+        num_elements,
+        num_candidates,
+    )
+    if out is None and not on_device:
         result: torch.Tensor = torch.ops.fastguide.philox_normal(*arguments, first_candidate, dtype)
         return result
-    _run(*arguments, first_candidate, dtype, out)
-    return out
+    return _run(*arguments, first_candidate, dtype, out)
 
 
 def _run(
-    seed: int,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     num_elements: int,
     num_candidates: int,
@@ -69,7 +78,7 @@ def _run(
     _check.at_least("num_elements", num_elements, 0)
     _check.at_least("num_candidates", num_candidates, 1)
     _check.float_dtype("dtype", dtype)
-    counter = _check.counter(step, purpose)
+    counter = _device.counter(step, purpose)
     chains = _check.integers("chains", chains, [None], "[N]")
     num_chains = len(chains)
     first_candidate = _check.optional_integers(
@@ -81,7 +90,7 @@ def _run(
         out = torch.empty(due, dtype=dtype, device=chains.device)
     else:
         _check.output("the normals", out, due, dtype, chains)
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     if _backend.use_reference(OP, chains):
         return out.copy_(
             run_reference(
@@ -97,7 +106,7 @@ def _run(
                 dtype=dtype,
             )
         )
-    fault = _backend.native().launch_philox_normal(seed, chains, counter, first_candidate, out)
+    fault = _backend.launcher(OP, chains)(seed, chains, counter, first_candidate, out)
     if fault is not None:
         _check.raise_fault(OP, fault)
     return out

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from fastguide import reference
-from fastguide.ops import _backend, _check
+from fastguide.ops import _backend, _check, _device
 from fastguide.ops._library import register, run_reference
 
 OP = "philox_uniform"
 
 
 def philox_uniform(
-    seed: int,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     *,
     num_elements: int,
@@ -27,6 +27,8 @@ def philox_uniform(
     Args:
         seed: int in [0, 2**64).   chains: [N] int64 global chain ids in [0, 2**32).
         step: in [0, 2**24).   purpose: a `fastguide.rng.Purpose` (or any int in [0, 256)).
+            On CUDA, seed and step may be device tensors of one int64, which a captured graph reads
+            anew at every replay.
         num_elements, num_candidates: sizes E >= 0 and K >= 1.
         first_candidate: [N] int64, candidate id = first_candidate[n] + k; None: zeros.
         out: optional [N, K, E] float64, contiguous, overwritten.
@@ -43,18 +45,25 @@ def philox_uniform(
     Gradient: none (no float input).   Oracle: fastguide.reference.philox_uniform.
     Source: Salmon et al., SC 2011.
     """
-    arguments = (_check.signed_seed(seed), chains, step, int(purpose), num_elements, num_candidates)
-    if out is None:
+    on_device = _device.check_scalars(OP, chains, seed=seed, step=step)
+    arguments = (
+        _device.signed_seed(seed),
+        chains,
+        step,
+        int(purpose),
+        num_elements,
+        num_candidates,
+    )
+    if out is None and not on_device:
         result: torch.Tensor = torch.ops.fastguide.philox_uniform(*arguments, first_candidate)
         return result
-    _run(*arguments, first_candidate, out)
-    return out
+    return _run(*arguments, first_candidate, out)
 
 
 def _run(
-    seed: int,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     num_elements: int,
     num_candidates: int,
@@ -63,7 +72,7 @@ def _run(
 ) -> torch.Tensor:
     _check.at_least("num_elements", num_elements, 0)
     _check.at_least("num_candidates", num_candidates, 1)
-    counter = _check.counter(step, purpose)
+    counter = _device.counter(step, purpose)
     chains = _check.integers("chains", chains, [None], "[N]")
     num_chains = len(chains)
     first_candidate = _check.optional_integers(
@@ -75,7 +84,7 @@ def _run(
         out = torch.empty(due, dtype=torch.float64, device=chains.device)
     else:
         _check.output("the uniforms", out, due, torch.float64, chains)
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     if _backend.use_reference(OP, chains):
         return out.copy_(
             run_reference(
@@ -90,7 +99,7 @@ def _run(
                 first_candidate=first_candidate,
             )
         )
-    fault = _backend.native().launch_philox_uniform(seed, chains, counter, first_candidate, out)
+    fault = _backend.launcher(OP, chains)(seed, chains, counter, first_candidate, out)
     if fault is not None:
         _check.raise_fault(OP, fault)
     return out

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from fastguide import reference
-from fastguide.errors import ArgumentError, ShapeError
-from fastguide.ops import _backend, _check
+from fastguide.errors import ArgumentError
+from fastguide.ops import _backend, _check, _device, _gather
 from fastguide.ops._library import register, run_reference
-from fastguide.reference.select import GatherItem
+from fastguide.reference.gather import GatherItem
 from fastguide.rng import Purpose
 
 OP = "select"
@@ -30,10 +30,10 @@ class Selection(NamedTuple):
 def select(
     values: torch.Tensor,
     *,
-    alpha: float,
-    seed: int,
+    alpha: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     log_ratio: torch.Tensor | None = None,
     particles: torch.Tensor | None = None,
     purpose: int = Purpose.SELECT,
@@ -49,6 +49,8 @@ def select(
         log_ratio: [N, K] float32|float64, nats, added to values / alpha; not with alpha = 0.
         particles: [N] int64 in [0, 2**32), counter word c1 of the draw; None: zeros.
         purpose: Purpose.SELECT or Purpose.FINAL.
+            On CUDA, alpha (float64), seed and step (int64) may be device tensors of one element,
+            which a captured graph reads anew at every replay; alpha > 0 then if log_ratio is given.
         gather: tensors [N, K, ...] -> [N, ...], or pairs (tensor [U, ...], idx [N, K] int64)
             -> tensor[idx[n, index[n]]]. Any dtype.
         out: optional (index, lme, ess, gathered), contiguous, overwritten; gathered tensors must
@@ -69,12 +71,12 @@ def select(
     Determinism: equal integers on every backend, instruction set, thread count and split.
     Oracle: fastguide.reference.select.
     """
-    tensors = [item if isinstance(item, torch.Tensor) else item[0] for item in gather]
-    indices = [None if isinstance(item, torch.Tensor) else item[1] for item in gather]
+    on_device = _device.check_scalars(OP, values, alpha=alpha, seed=seed, step=step)
+    tensors, indices = _gather.split(gather)
     arguments = (
         values,
-        float(alpha),
-        _check.signed_seed(seed),
+        alpha if isinstance(alpha, torch.Tensor) else float(alpha),
+        _device.signed_seed(seed),
         chains,
         step,
         int(purpose),
@@ -83,7 +85,7 @@ def select(
         tensors,
         indices,
     )
-    if out is None:
+    if out is None and not on_device:
         index, lme, ess, gathered = torch.ops.fastguide.select(*arguments)
         return Selection(index, lme, ess, tuple(gathered))
     return _run(*arguments, out)
@@ -91,63 +93,52 @@ def select(
 
 def _run(
     values: torch.Tensor,
-    alpha: float,
-    seed: int,
+    alpha: float | torch.Tensor,
+    seed: int | torch.Tensor,
     chains: torch.Tensor,
-    step: int,
+    step: int | torch.Tensor,
     purpose: int,
     log_ratio: torch.Tensor | None,
     particles: torch.Tensor | None,
     tensors: Sequence[torch.Tensor],
     indices: Sequence[torch.Tensor | None],
     out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[torch.Tensor]] | None,
+    launch: Callable[..., Any] | None = None,
 ) -> Selection:
     _check.no_gradient(OP, values=values, log_ratio=log_ratio)
     _check.dtype("values", values, _check.FLOATS)
     _check.shape("values", values, [None, None], "[N, K]")
     num_rows, num_candidates = values.shape
     _check.at_least("the number of candidates values.shape[1]", num_candidates, 1)
-    if not (alpha >= 0 and math.isfinite(alpha)):
+    on_host = not isinstance(alpha, torch.Tensor)
+    if on_host and not (alpha >= 0 and math.isfinite(alpha)):
         raise ArgumentError(
             f"alpha must be finite and >= 0 (reward units per nat), got {alpha}; "
             "0 takes the best candidate"
         )
     if log_ratio is not None:
-        if alpha == 0:
+        if on_host and alpha == 0:
             raise ArgumentError("log_ratio must be None when alpha = 0: argmax ignores it")
         _check.dtype("log_ratio", log_ratio, _check.FLOATS)
         _check.shape("log_ratio", log_ratio, [num_rows, num_candidates], "[N, K]")
-    counter = _check.counter(step, purpose)
+    counter = _device.counter(step, purpose)
     chains = _check.integers("chains", chains, [num_rows], "[N]")
     particles = _check.optional_integers("particles", particles, [num_rows], "[N]")
     _check.same_device(OP, values, chains=chains, log_ratio=log_ratio, particles=particles)
-    items = [
-        _gather_item(i, tensor, where, values)
-        for i, (tensor, where) in enumerate(zip(tensors, indices, strict=True))
-    ]
+    items = _gather.checked(OP, tensors, indices, values, "[N, K]")
 
     if out is None:
         index = torch.empty(num_rows, dtype=torch.int64, device=values.device)
         lme = torch.empty(num_rows, dtype=torch.float64, device=values.device)
-        gathered = tuple(
-            torch.empty((num_rows, *inner), dtype=tensor.dtype, device=values.device)
-            for tensor, _, inner in items
-        )
-        result = Selection(index, lme, torch.empty_like(lme), gathered)
+        result = Selection(index, lme, torch.empty_like(lme), _gather.empty(items, (num_rows,)))
     else:
         result = Selection(out[0], out[1], out[2], tuple(out[3]))
         _check.output("index", result.index, (num_rows,), torch.int64, values)
         _check.output("lme", result.lme, (num_rows,), torch.float64, values)
         _check.output("ess", result.ess, (num_rows,), torch.float64, values)
-        if len(result.gathered) != len(items):
-            raise ArgumentError(
-                f"out: gathered must hold one tensor per gather item ({len(items)}), "
-                f"got {len(result.gathered)}"
-            )
-        for i, (target, (tensor, _, inner)) in enumerate(zip(result.gathered, items, strict=True)):
-            _check.output(f"gathered[{i}]", target, (num_rows, *inner), tensor.dtype, values)
+        _gather.check_outputs(result.gathered, items, (num_rows,))
 
-    seed = _check.unsigned_seed(seed)
+    seed = _device.unsigned_seed(seed)
     if _backend.use_reference(OP, values):
         index, lme, ess, gathered = run_reference(
             OP,
@@ -160,7 +151,7 @@ def _run(
             log_ratio=log_ratio,
             particles=particles,
             purpose=purpose,
-            gather=[t if where is None else (t, where) for t, where, _ in items],
+            gather=_gather.join(items),
         )
         for target, source in zip(
             (result.index, result.lme, result.ess, *result.gathered),
@@ -169,7 +160,7 @@ def _run(
         ):
             target.copy_(source)
         return result
-    fault = _backend.native().launch_select(
+    fault = (launch or _backend.launcher(OP, values))(
         values,
         alpha,
         log_ratio,
@@ -177,7 +168,7 @@ def _run(
         chains,
         counter,
         particles,
-        [(tensor, where) for tensor, where, _ in items],
+        items,
         result.index,
         result.lme,
         result.ess,
@@ -188,24 +179,62 @@ def _run(
     return result
 
 
-def _gather_item(
-    i: int, tensor: torch.Tensor, where: torch.Tensor | None, values: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, ...]]:
-    """A checked gather item, with the shape of what one row takes from it."""
-    name = f"gather[{i}]"
-    lead = list(values.shape)
-    _check.no_gradient(OP, **{name: tensor})
-    _check.same_device(OP, values, **{name: tensor, f"{name}[1]": where})
-    if where is None:
-        if tensor.dim() < 2 or list(tensor.shape[:2]) != lead:
-            raise ShapeError(
-                f"{name} must have shape [N, K, ...] = {[*lead, '...']}, got {list(tensor.shape)}; "
-                "pass a pair (tensor [U, ...], idx [N, K]) to gather through an index"
+def plan_select(
+    values: torch.Tensor,
+    *,
+    alpha: float,
+    seed: int,
+    chains: torch.Tensor,
+    log_ratio: torch.Tensor | None = None,
+    particles: torch.Tensor | None = None,
+    purpose: int = Purpose.SELECT,
+    gather: Sequence[GatherItem] = (),
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[torch.Tensor]] | None = None,
+) -> Callable[[int], Selection]:
+    """`select` for a loop that calls it with the same tensors at every step.
+
+    Shapes, dtypes and devices are checked here, once; a call of the plan then costs little more
+    than the kernel. It reads what the inputs hold at that moment and overwrites the same outputs.
+
+    Args:
+        As `select`. Inputs must be contiguous (values and log_ratio may have any strides) and keep
+        their memory: fill them in place. out: None allocates once.
+
+    Returns:
+        plan(step) -> Selection, always of the same tensors.
+
+    Raises:
+        As `select`: arguments here, contents at the call. ArgumentError also for an input that is
+        not contiguous.
+    """
+    tensors, indices = _gather.split(gather)
+    inputs = {"chains": chains, "particles": particles}
+    inputs |= {f"gather[{i}]": tensor for i, tensor in enumerate(tensors)}
+    inputs |= {f"gather[{i}][1]": where for i, where in enumerate(indices)}
+    for name, tensor in inputs.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ArgumentError(
+                f"plan_select: {name} must be contiguous, because a plan reads it in place at "
+                f"every step; pass {name}.contiguous() or call select"
             )
-        return tensor, None, tuple(tensor.shape[2:])
-    if tensor.dim() < 1:
-        raise ShapeError(f"{name}[0] must have shape [U, ...], got a scalar")
-    return tensor, _check.integers(f"{name}[1]", where, lead, "[N, K]"), tuple(tensor.shape[1:])
+    seed = _check.signed_seed(seed)
+    arguments = (alpha, seed, chains, 0, int(purpose), log_ratio, particles, tensors, indices)
+    calls: list[tuple[Any, ...]] = []
+    result = _run(values, *arguments, out, launch=lambda *call: calls.append(call))
+    if not calls:
+        return lambda step: _run(values, alpha, seed, chains, step, *arguments[4:], result)
+    before, after = calls[0][:5], calls[0][6:]
+    launch = _backend.launcher(OP, values)
+    if launch is _backend.native().launch_select:
+        before, after, launch = (), (), _backend.native().plan_select(*before, *after)
+
+    def run(step: int) -> Selection:
+        fault = launch(*before, _check.counter(step, purpose), *after)
+        if fault is not None:
+            _check.raise_fault(OP, fault)
+        return result
+
+    return run
 
 
 def _allocate(
@@ -251,12 +280,12 @@ def _fake(
     _check.no_gradient(OP, values=values, log_ratio=log_ratio)
     num_rows = values.shape[0]
     lme = values.new_empty((num_rows,), dtype=torch.float64)
-    gathered = []
-    for tensor, where in zip(tensors, indices, strict=True):
-        _check.no_gradient(OP, gather=tensor)
-        inner = tensor.shape[2:] if where is None else tensor.shape[1:]
-        gathered.append(tensor.new_empty((num_rows, *inner)))
-    return values.new_empty((num_rows,), dtype=torch.int64), lme, torch.empty_like(lme), gathered
+    return (
+        values.new_empty((num_rows,), dtype=torch.int64),
+        lme,
+        torch.empty_like(lme),
+        _gather.fake(OP, tensors, indices, (num_rows,)),
+    )
 
 
 register(

@@ -79,7 +79,7 @@ def _run(
         _check.output("the soft values", out, (num_rows,), values.dtype, values)
     if _backend.use_reference(OP, values):
         return out.copy_(reference.soft_value(values.detach(), alpha, kind=kind, tau=tau))
-    _backend.native().launch_soft_value(values, alpha, kind, tau, out)
+    _backend.launcher(OP, values)(values, alpha, kind, tau, out)
     return out
 
 

@@ -80,13 +80,12 @@ def _run(
         for target, source in zip(result, reference.unique_rows(rows, keys), strict=True):
             target.copy_(source)
         return result
-    native = _backend.native()
     if keys is None:
-        keys = torch.empty(num_rows, 2, dtype=torch.int64)
-        native.launch_masked_keys(rows.to(torch.int64), keys)
+        keys = torch.empty(num_rows, 2, dtype=torch.int64, device=rows.device)
+        _backend.launcher("masked_keys", rows)(rows.to(torch.int64), keys)
     if rows.stride(1) != 1 and rows.shape[1] > 1:
         rows = rows.contiguous()
-    native.launch_unique_rows(rows, keys, *result)
+    _backend.launcher(OP, rows)(rows, keys, *result)
     return result
 
 

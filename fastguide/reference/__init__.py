@@ -9,22 +9,27 @@ range or a NaN, raise `Fault`.
 from __future__ import annotations
 
 from fastguide.reference.faults import Fault
+from fastguide.reference.gaussian_propose import gaussian_propose
 from fastguide.reference.masked_keys import masked_keys
 from fastguide.reference.masked_posterior import masked_posterior
 from fastguide.reference.masked_propose import masked_propose
 from fastguide.reference.philox_normal import philox_normal
 from fastguide.reference.philox_uniform import philox_uniform
+from fastguide.reference.resample import SCHEMES, resample
 from fastguide.reference.select import select
 from fastguide.reference.soft_value import soft_value
 from fastguide.reference.unique_rows import unique_rows
 
 __all__ = [
+    "SCHEMES",
     "Fault",
+    "gaussian_propose",
     "masked_keys",
     "masked_posterior",
     "masked_propose",
     "philox_normal",
     "philox_uniform",
+    "resample",
     "select",
     "soft_value",
     "unique_rows",

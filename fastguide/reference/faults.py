@@ -18,6 +18,8 @@ class FaultCode(IntEnum):
     NO_TOKEN = 6
     VALUE = 7
     GATHER = 8
+    NO_WEIGHT = 9
+    SCALAR = 10
 
 
 class Fault(ValueError):

@@ -8,9 +8,8 @@ import torch
 
 from fastguide.reference.categorical import pick
 from fastguide.reference.faults import FaultCode, require
+from fastguide.reference.gather import GatherItem, gather_rows
 from fastguide.reference.philox import check_chains, counter_word3, philox, seed_key, uniform53
-
-GatherItem = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def select(
@@ -40,7 +39,7 @@ def select(
     Raises:
         Fault: VALUE (NaN or +inf), CHAIN, CANDIDATE (a particle id), GATHER.
     """
-    num_rows, num_candidates = values.shape
+    num_candidates = values.shape[1]
     device = values.device
     check_chains(chains)
     zero = torch.zeros((), dtype=torch.int64, device=device)
@@ -76,14 +75,4 @@ def select(
     lme = torch.where(dead, -torch.inf, lme)
     ess = torch.where(dead, 0.0, ess)
 
-    rows = torch.arange(num_rows, device=device)
-    gathered = []
-    for item in gather:
-        if isinstance(item, torch.Tensor):
-            gathered.append(item[rows, index])
-            continue
-        source, where = item
-        chosen = where[rows, index]
-        require((chosen >= 0) & (chosen < source.shape[0]), FaultCode.GATHER, chosen)
-        gathered.append(source[chosen])
-    return index, lme, ess, tuple(gathered)
+    return index, lme, ess, tuple(gather_rows(item, index) for item in gather)

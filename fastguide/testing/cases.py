@@ -260,6 +260,88 @@ def _select() -> Iterator[Sample]:
     )
 
 
+# (name, N, shape of a state, K, s)
+_GAUSSIAN: list[tuple[str, int, tuple[int, ...], int, float]] = [
+    ("no chains", 0, (5,), 2, 0.3),
+    ("no elements", 2, (0,), 2, 0.3),
+    ("one of everything", 1, (1,), 1, 0.3),
+    ("odd", 3, (7,), 2, 0.5),
+    ("image", 2, (3, 5, 5), 4, 0.7),
+    ("no noise", 2, (40,), 3, 0.0),
+    ("one register and a bit", 2, (65,), 1, 1.3),
+    ("several tiles", 1, (9001,), 2, 0.2),
+]
+
+
+def _gaussian_propose() -> Iterator[Sample]:
+    draw = _Draw(7)
+    for i, (name, n, shape, k, s) in enumerate(_GAUSSIAN):
+        for dtype in (torch.float32, torch.float64):
+            x = draw.normal(n, *shape[:-1], 2 * shape[-1], dtype=dtype)[..., ::2]
+            common: dict[str, Any] = dict(
+                a=0.9 - 0.1 * i,
+                b=-0.3,
+                s=s,
+                seed=2**64 - 1 - i,
+                chains=torch.arange(n) + 2**32 - n,
+                step=2**24 - 1 - i,
+                num_candidates=k,
+            )
+            output = draw.normal(n, *shape, dtype=dtype)
+            yield f"{name}-{dtype}", (x, output), common
+            if s > 0:
+                shift = 0.3 * draw.normal(n + 1, *shape, dtype=dtype)[1:]
+                yield (
+                    f"{name}-{dtype}-shift, shared outputs",
+                    (x, draw.normal(3, *shape, dtype=dtype)),
+                    dict(
+                        common,
+                        shift=shift,
+                        index=draw.integers(0, 3, n),
+                        first_candidate=torch.arange(n) * 3,
+                    ),
+                )
+
+
+def _resample() -> Iterator[Sample]:
+    draw = _Draw(8)
+    for i, (g, n) in enumerate([(0, 3), (1, 1), (5, 4), (3, 63), (2, 1500)]):
+        dtype = torch.float64 if i % 2 else torch.float32
+        log_w = 2 * draw.normal(g, 2 * n, dtype=dtype)[:, ::2]
+        common: dict[str, Any] = dict(seed=2**64 - 3, step=i, chains=torch.arange(g) + 2**32 - g)
+        for scheme in reference.SCHEMES:
+            yield f"{scheme}-G{g}-N{n}", (log_w,), dict(common, scheme=scheme)
+    log_w = draw.normal(6, 10)
+    log_w[0] = 0.0
+    log_w[1, 1:] = -torch.inf
+    log_w[2, :-1] = -torch.inf
+    log_w[3, ::2] = -torch.inf
+    log_w[4] = torch.linspace(-1e6, 1e6, 10)
+    gather = [
+        log_w,
+        draw.integers(0, 9, 6, 10, 10)[..., ::2],
+        draw.normal(6, 20, 3, dtype=torch.float64)[:, ::2],
+        draw.integers(0, 2, 6, 10, 2).bool(),
+        draw.normal(6, 10, 0),
+        (draw.normal(9, 5, 2), draw.integers(0, 9, 6, 10)),
+        (draw.integers(0, 9, 4), draw.integers(0, 4, 10, 6).T),
+    ]
+    for scheme in reference.SCHEMES:
+        for threshold in (None, 0.7):
+            yield (
+                f"{scheme}, zeros, gather, threshold {threshold}",
+                (log_w,),
+                dict(
+                    seed=5,
+                    step=1,
+                    chains=torch.arange(6),
+                    scheme=scheme,
+                    ess_threshold=threshold,
+                    gather=gather,
+                ),
+            )
+
+
 def _soft_value() -> Iterator[Sample]:
     draw = _Draw(6)
     for i, (r, s) in enumerate([(0, 3), (1, 1), (7, 4), (50, 16)]):
@@ -285,6 +367,8 @@ _BUILDERS: dict[str, Callable[[], Iterator[Sample]]] = {
     "masked_propose": _masked_propose,
     "masked_posterior": _masked_posterior,
     "unique_rows": _unique_rows,
+    "gaussian_propose": _gaussian_propose,
     "select": _select,
+    "resample": _resample,
     "soft_value": _soft_value,
 }

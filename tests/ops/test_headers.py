@@ -20,6 +20,10 @@ BUILT_IN = """
 long long __double_as_longlong(double);
 double __longlong_as_double(long long);
 double sqrt(double);
+int __float_as_int(float);
+float __int_as_float(int);
+float __fmaf_rn(float, float, float);
+float __fsqrt_rn(float);
 """
 COMPILER = shutil.which("g++") or shutil.which("c++")
 

@@ -60,6 +60,19 @@ def test_opcheck_in_full_with_a_gradient() -> None:
             torch.library.opcheck(operator, (values, *args[1:]))
 
 
+def test_opcheck_in_full_with_gradients_of_a_step() -> None:
+    for case in cases("gaussian_propose"):
+        if case.name.startswith("odd"):
+            operator, args = registered_call(case)
+            marked = [
+                arg.clone().requires_grad_()
+                if isinstance(arg, torch.Tensor) and arg.is_floating_point()
+                else arg
+                for arg in args
+            ]
+            torch.library.opcheck(operator, tuple(marked))
+
+
 def test_every_op_traces_into_one_graph() -> None:
     def step(x: torch.Tensor, logits: torch.Tensor, chains: torch.Tensor) -> torch.Tensor:
         keys = ops.masked_keys(x)
@@ -80,6 +93,14 @@ def test_every_op_traces_into_one_graph() -> None:
         values = values + ops.philox_normal(1, chains, 3, 2, num_elements=3)[:, 0]
         values = values + ops.philox_uniform(1, chains, 3, 2, num_elements=3)[:, 0].float()
         values = values + ops.soft_value(values, 0.1)[:, None]
+        moved = ops.gaussian_propose(
+            values, values, a=0.5, b=0.5, s=0.1, seed=1, chains=chains, step=3, num_candidates=2
+        )
+        values = values + moved.candidates.sum(1)
+        groups_of_two = ops.resample(
+            values.view(2, -1), seed=1, step=3, chains=chains[:2], gather=[values.view(2, -1)]
+        )
+        values = groups_of_two.gathered[0].view(-1, 3)
         chosen = ops.select(
             values, alpha=0.1, seed=1, chains=chains, step=3, gather=[proposal.tokens]
         )
@@ -93,7 +114,7 @@ def test_every_op_traces_into_one_graph() -> None:
 
 NEEDS_NO_GRADIENT = [
     (case, position)
-    for op in ("masked_propose", "masked_posterior", "select")
+    for op in ("masked_propose", "masked_posterior", "select", "resample")
     for case in cases(op)[2:4]
     for position in [0]
 ]

@@ -155,3 +155,39 @@ def test_bad_arguments() -> None:
     out = select(values)
     with pytest.raises(ArgumentError, match="gathered must hold one tensor per gather item"):
         select(values, gather=[values], out=(out.index, out.lme, out.ess, ()))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_plan_is_select_with_the_checks_done_before(backend: str) -> None:
+    n, k = 6, 4
+    values, item = torch.randn(n, k), torch.randn(n, k, 3)
+    where = torch.randint(0, 9, (n, k))
+    arguments: dict[str, Any] = dict(
+        alpha=0.5, seed=3, chains=torch.arange(n), gather=[item, (torch.randn(9, 2), where)]
+    )
+    with ops.use_backend(backend):
+        plan = ops.plan_select(values, **arguments)
+        for step in (0, 1, 2**24 - 1):
+            # A plan reads what its inputs hold at the call.
+            values.copy_(torch.randn(n, k))
+            item.add_(1.0)
+            due = ops.select(values, **arguments, step=step)
+            got = plan(step)
+            for a, b in zip((*got[:3], *got.gathered), (*due[:3], *due.gathered), strict=True):
+                assert torch.equal(a, b)
+        assert plan(1).index is plan(2).index
+        values[4, 1] = torch.nan
+        with pytest.raises(NonFiniteError, match="row 4, candidate 1"):
+            plan(0)
+        with pytest.raises(ArgumentError, match=r"step must lie in \[0, 2\*\*24\)"):
+            plan(2**24)
+
+
+def test_a_plan_checks_its_arguments() -> None:
+    values, chains = torch.zeros(3, 4), torch.arange(3)
+    with pytest.raises(ArgumentError, match="alpha must be finite"):
+        ops.plan_select(values, alpha=-1, seed=0, chains=chains)
+    with pytest.raises(ShapeError, match=r"chains must have shape \[N\]"):
+        ops.plan_select(values, alpha=1, seed=0, chains=torch.arange(4))
+    with pytest.raises(ArgumentError, match=r"plan_select: gather\[0\] must be contiguous"):
+        ops.plan_select(values, alpha=1, seed=0, chains=chains, gather=[torch.zeros(4, 3).T])

@@ -16,6 +16,8 @@ enum FaultCode : i32 {
   kNoTokenFault = 6,    // every logit of (row, site) is -inf
   kValueFault = 7,      // a log-weight of (row, candidate) is NaN or +inf
   kGatherFault = 8,     // a gather index of the row is no row of its tensor
+  kNoWeightFault = 9,   // every log-weight of the group is -inf; value: its chain
+  kScalarFault = 10,     // a scalar read from a device tensor is out of range; value: the step
 };
 
 struct Fault {

@@ -6,14 +6,21 @@
 
 namespace fastguide {
 
+// yes where `condition`, else no. In integers, because a conditional clamp invites compilers to give
+// the clamped case a path of its own, and a loop with two paths is not vectorised.
+FG_HD double pick_double(bool condition, double yes, double no) {
+  const u64 mask = 0 - static_cast<u64>(condition);
+  return bits_double((double_bits(yes) & mask) | (double_bits(no) & ~mask));
+}
+
 // exp(x), below 1 ulp of error; 1 at 0, exactly 0 at -inf, NaN at NaN.
 FG_HD double exp_double(double x) {
   constexpr double ROUND = 0x1.8p52;  // adding it leaves the nearest integer in the low bits
   constexpr double LOG2_E = 0x1.71547652b82fep0;
   constexpr double LN2_HIGH = 0x1.62e42fee00000p-1;  // 33 bits, so k * LN2_HIGH is exact
   constexpr double LN2_LOW = 0x1.a39ef35793c76p-33;
-  x = x < -746.0 ? -746.0 : x;
-  x = x > 710.0 ? 710.0 : x;
+  x = pick_double(x < -746.0, -746.0, x);
+  x = pick_double(x > 710.0, 710.0, x);
   const double k = (x * LOG2_E + ROUND) - ROUND;
   const double r = (x - k * LN2_HIGH) - k * LN2_LOW;
   // Taylor polynomial of degree 13: |r| <= ln(2) / 2 leaves 4e-18.

@@ -1,0 +1,304 @@
+"""masked_propose over large vocabularies on a GPU: two launches around a list of sites.
+
+The first makes copies and lists the sites that some candidate reveals; the second, of a fixed grid,
+works through that list. Neither the host nor a graph needs to know how long it is.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from fastguide.kernels.categorical import pick_by_blocks, summarise
+from fastguide.kernels.masked_sites import (
+    REVEAL,
+    TOKEN,
+    logits_row,
+    note_tokens,
+    reveal_threshold,
+)
+from fastguide.kernels.philox import philox, uniform_at, word, zobrist
+from fastguide.kernels.triton_config import (
+    LARGE_BLOCK_V,
+    LARGE_WARPS,
+    MAX_REGISTERS,
+    draw_programs,
+    site_block,
+)
+from fastguide.kernels.triton_runtime import (
+    OPTIONS,
+    chain_and_first,
+    double,
+    double_argument,
+    integer,
+    integer_argument,
+    is_tempered,
+)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "length",
+        "num_candidates",
+        "num_tiles",
+        "num_logit_rows",
+        "mask_token",
+        "seed",
+        "step",
+        "threshold",
+        "vocab_size",
+    ]
+)
+def _masked_reveal_kernel(
+    index_ptr,
+    x_ptr,
+    chains_ptr,
+    first_ptr,
+    tokens_ptr,
+    changed_ptr,
+    list_ptr,
+    count_ptr,
+    fault_ptr,
+    x_row_stride,
+    x_site_stride,
+    num_logit_rows,
+    length,
+    vocab_size,
+    num_candidates,
+    num_tiles,
+    mask_token: tl.int64,
+    seed: tl.int64,
+    seed_ptr,
+    step: tl.int64,
+    step_ptr,
+    threshold: tl.int64,
+    rho_ptr,
+    BLOCK_L: tl.constexpr,
+):
+    """Copies, counts, and the list of n * length + site that some candidate reveals."""
+    n = tl.program_id(0).to(tl.int64) // num_tiles
+    tile = tl.program_id(0) - n * num_tiles
+    seed = integer_argument(seed, seed_ptr)
+    step = integer_argument(step, step_ptr)
+    threshold = reveal_threshold(threshold, rho_ptr)
+    chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
+    logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
+    site = tile * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
+    valid = site < length
+    x = tl.load(x_ptr + n * x_row_stride + site * x_site_stride, mask=valid, other=0)
+    masked = valid & (x == mask_token)
+    note_tokens(x, valid & (masked == 0), vocab_size, n, site, step, fault_ptr)
+
+    wanted = tl.zeros([BLOCK_L], tl.int32)
+    for i in range((num_candidates + 6) // 4):
+        quad = first // 4 + i
+        words = philox(word(site), word(quad), word(chain), word((step << 8) | REVEAL), seed)
+        for j in tl.static_range(4):
+            k = quad * 4 + j - first
+            if (k >= 0) & (k < num_candidates):
+                reveals = (masked & (words[j].to(tl.int64) < threshold)).to(tl.int32)
+                wanted |= reveals
+                tl.atomic_add(changed_ptr + n * num_candidates + k, tl.sum(reveals, axis=0))
+                o_token = (n * num_candidates + k) * length + site
+                tl.store(tokens_ptr + o_token, x, mask=valid)
+    place = tl.cumsum(wanted, axis=0) - 1
+    count = tl.sum(wanted, axis=0)
+    if count > 0:
+        begin = tl.atomic_add(count_ptr, count)
+        tl.store(list_ptr + begin + place, n * length + site, mask=wanted != 0)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "length",
+        "num_candidates",
+        "num_logit_rows",
+        "mask_token",
+        "seed",
+        "step",
+        "threshold",
+        "vocab_size",
+        "temperature_bits",
+    ]
+)
+def _masked_draw_kernel(
+    logits_ptr,
+    index_ptr,
+    chains_ptr,
+    first_ptr,
+    tokens_ptr,
+    new_keys_ptr,
+    list_ptr,
+    count_ptr,
+    fault_ptr,
+    logit_row_stride,
+    logit_site_stride,
+    logit_token_stride,
+    num_logit_rows,
+    length,
+    vocab_size,
+    num_candidates,
+    mask_token: tl.int64,
+    seed: tl.int64,
+    seed_ptr,
+    step: tl.int64,
+    step_ptr,
+    threshold: tl.int64,
+    rho_ptr,
+    temperature_bits: tl.int64,
+    temperature_ptr,
+    TEMPERED: tl.constexpr,
+    NUM_BLOCKS: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The tokens of the listed sites: one read of a site's logits, whatever reveals it."""
+    seed = integer_argument(seed, seed_ptr)
+    step = integer_argument(step, step_ptr)
+    temperature = double_argument(temperature_bits, temperature_ptr)
+    threshold = reveal_threshold(threshold, rho_ptr)
+    slots = tl.arange(0, BLOCK_K).to(tl.int64)
+    # Programs take the next entry when they are free: how many run at once does not matter.
+    count = tl.load(count_ptr)
+    i = tl.atomic_add(count_ptr + 1, 1)
+    while i < count:
+        entry = tl.load(list_ptr + i)
+        n = entry // length
+        site = entry - n * length
+        chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
+        u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
+        site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
+        top, pivot, ends = summarise(
+            site_ptr,
+            logit_token_stride,
+            vocab_size,
+            temperature,
+            n,
+            site,
+            step,
+            fault_ptr,
+            TEMPERED,
+            NUM_BLOCKS,
+            BLOCK_V,
+        )
+        mask_low, mask_high = zobrist(site, mask_token.to(tl.int64))
+        for begin in range(0, num_candidates, BLOCK_K):
+            # One lane per candidate finds out who reveals; then one draw after another.
+            ids = first + begin + slots
+            words = philox(
+                word(site), word(ids // 4), word(chain), word((step << 8) | REVEAL), seed
+            )
+            lower = tl.where(ids % 2 == 0, words[0], words[1])
+            upper = tl.where(ids % 2 == 0, words[2], words[3])
+            mine = tl.where(ids % 4 < 2, lower, upper).to(tl.int64)
+            reveals = (begin + slots < num_candidates) & (mine < threshold)
+            bits = tl.sum(reveals.to(tl.int64) << slots, axis=0)
+            for s in range(tl.minimum(BLOCK_K, num_candidates - begin)):
+                if ((bits >> s) & 1) != 0:
+                    k = begin + s
+                    u = uniform_at(
+                        word(site), word(first + k), word(chain), word((step << 8) | TOKEN), seed
+                    )
+                    token = pick_by_blocks(
+                        site_ptr,
+                        logit_token_stride,
+                        vocab_size,
+                        top,
+                        pivot,
+                        ends,
+                        temperature,
+                        u,
+                        TEMPERED,
+                        NUM_BLOCKS,
+                        BLOCK_V,
+                    )
+                    low, high = zobrist(site, token)
+                    o_k = n * num_candidates + k
+                    tl.store(tokens_ptr + o_k * length + site, token)
+                    tl.atomic_xor(new_keys_ptr + 2 * o_k, low ^ mask_low)
+                    tl.atomic_xor(new_keys_ptr + 2 * o_k + 1, high ^ mask_high)
+        i = tl.atomic_add(count_ptr + 1, 1)
+
+
+def launch_large(
+    logits: torch.Tensor,
+    x: torch.Tensor,
+    keys: torch.Tensor,
+    mask_token: int,
+    threshold: tuple[int, torch.Tensor | None],
+    seed: int | torch.Tensor,
+    chains: torch.Tensor,
+    step: int | torch.Tensor,
+    index: torch.Tensor | None,
+    temperature: float | torch.Tensor,
+    first_candidate: torch.Tensor | None,
+    tokens: torch.Tensor,
+    new_keys: torch.Tensor,
+    changed: torch.Tensor,
+    fault: torch.Tensor,
+) -> None:
+    """As `launch_masked_propose`; threshold: (floor(rho 2**32), None), or (0, rho) on device."""
+    num_rows, num_candidates, length = tokens.shape
+    vocab_size = logits.shape[2]
+    new_keys.copy_(keys[:, None].expand_as(new_keys))
+    changed.zero_()
+    listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
+    count = torch.zeros(2, dtype=torch.int64, device=x.device)
+    block_l = site_block(length, vocab_size)
+    num_tiles = triton.cdiv(length, block_l)
+    if not length:
+        return
+    _masked_reveal_kernel[(num_rows * num_tiles,)](
+        index,
+        x,
+        chains,
+        first_candidate,
+        tokens,
+        changed,
+        listed,
+        count,
+        fault,
+        *x.stride(),
+        logits.shape[0],
+        length,
+        vocab_size,
+        num_candidates,
+        num_tiles,
+        mask_token,
+        *integer(seed),
+        *integer(step),
+        *threshold,
+        BLOCK_L=block_l,
+        num_warps=4,
+        **OPTIONS,
+    )
+    num_programs = draw_programs(x.device, num_rows * length)
+    _masked_draw_kernel[(num_programs,)](
+        logits,
+        index,
+        chains,
+        first_candidate,
+        tokens,
+        new_keys,
+        listed,
+        count,
+        fault,
+        *logits.stride(),
+        logits.shape[0],
+        length,
+        vocab_size,
+        num_candidates,
+        mask_token,
+        *integer(seed),
+        *integer(step),
+        *threshold,
+        *double(temperature),
+        TEMPERED=is_tempered(temperature),
+        NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
+        BLOCK_V=LARGE_BLOCK_V,
+        BLOCK_K=32,
+        num_warps=LARGE_WARPS,
+        maxnreg=MAX_REGISTERS,
+        **OPTIONS,
+    )
