@@ -60,10 +60,10 @@ using Strides2 = std::tuple<i64, i64>;
 
 template <class T>
 Logits<T> make_logits(Address data, Strides3 strides, i64 num_rows, i64 vocab_size, Address index,
-                      double temperature) {
+                      bool per_site, double temperature) {
   const auto [row, site, token] = strides;
   return {pointer<const T>(data),    row,        site, token, num_rows, vocab_size,
-          pointer<const i64>(index), temperature};
+          pointer<const i64>(index), temperature, per_site};
 }
 
 States make_states(Address x, Strides2 strides, i64 num_rows, i64 length, i64 mask_token) {
@@ -72,9 +72,9 @@ States make_states(Address x, Strides2 strides, i64 num_rows, i64 length, i64 ma
 }
 
 py::object bind_masked_propose(Address logits, bool is_double, Strides3 logits_strides, i64 num_logits,
-                               i64 vocab_size, Address index, double temperature, Address x,
-                               Strides2 x_strides, i64 num_rows, i64 length, i64 mask_token,
-                               Address keys, double rho, u64 seed, Address chains,
+                               i64 vocab_size, Address index, bool per_site, double temperature,
+                               Address x, Strides2 x_strides, i64 num_rows, i64 length,
+                               i64 mask_token, Address keys, double rho, u64 seed, Address chains,
                                Address first_candidate, u32 step, i64 num_candidates,
                                Address out_tokens, Address out_keys, Address out_changed,
                                int num_threads) {
@@ -93,19 +93,19 @@ py::object bind_masked_propose(Address logits, bool is_double, Strides3 logits_s
   {
     py::gil_scoped_release release;
     fault = is_double ? masked_propose(make_logits<double>(logits, logits_strides, num_logits,
-                                                           vocab_size, index, temperature),
+                                                           vocab_size, index, per_site, temperature),
                                        states, args, num_threads)
                       : masked_propose(make_logits<float>(logits, logits_strides, num_logits,
-                                                          vocab_size, index, temperature),
+                                                          vocab_size, index, per_site, temperature),
                                        states, args, num_threads);
   }
   return fault_or_none(fault);
 }
 
 py::object bind_masked_posterior(Address logits, bool is_double, Strides3 logits_strides,
-                                 i64 num_logits, i64 vocab_size, Address index, double temperature,
-                                 Address x, Strides2 x_strides, i64 num_rows, i64 length,
-                                 i64 mask_token, i64 num_samples, Address keys, u64 seed,
+                                 i64 num_logits, i64 vocab_size, Address index, bool per_site,
+                                 double temperature, Address x, Strides2 x_strides, i64 num_rows,
+                                 i64 length, i64 mask_token, i64 num_samples, Address keys, u64 seed,
                                  u32 purpose, Address out, int num_threads) {
   const States states = make_states(x, x_strides, num_rows, length, mask_token);
   const PosteriorArgs args = {num_samples, pointer<const i64>(keys), seed, purpose,
@@ -114,10 +114,10 @@ py::object bind_masked_posterior(Address logits, bool is_double, Strides3 logits
   {
     py::gil_scoped_release release;
     fault = is_double ? masked_posterior(make_logits<double>(logits, logits_strides, num_logits,
-                                                             vocab_size, index, temperature),
+                                                             vocab_size, index, per_site, temperature),
                                          states, args, num_threads)
                       : masked_posterior(make_logits<float>(logits, logits_strides, num_logits,
-                                                            vocab_size, index, temperature),
+                                                            vocab_size, index, per_site, temperature),
                                          states, args, num_threads);
   }
   return fault_or_none(fault);

@@ -235,8 +235,7 @@ class Run:
             with evaluator.cost.timed("kernels"):
                 batch, changed = policy.diffusion.propose(
                     rows.batch,
-                    evaluator.outputs,
-                    rows.slot,
+                    evaluator.outputs_of(rows, step.index),
                     step,
                     seed=plan.seed,
                     chains=rows.chain,

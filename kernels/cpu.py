@@ -101,6 +101,12 @@ def launch_masked_keys(x: torch.Tensor, out: torch.Tensor) -> None:
     _C.masked_keys(x.data_ptr(), x.stride(), rows, length, out.data_ptr(), torch.get_num_threads())
 
 
+def _site_strides(logits: torch.Tensor) -> tuple[int, int, int]:
+    """Strides of logits [U, L, V]; of [S, V] with none for sites, which have an index each."""
+    row, *site, token = logits.stride()
+    return row, site[0] if site else 0, token
+
+
 def launch_masked_propose(
     logits: torch.Tensor,
     x: torch.Tensor,
@@ -117,14 +123,15 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens [N, K, L], new_keys [N, K, 2], changed."""
+    """logits [U, L, V] or [S, V], x [N, L] -> tokens [N, K, L], new_keys [N, K, 2], changed."""
     return _C.masked_propose(
         logits.data_ptr(),
         logits.dtype == torch.float64,
-        logits.stride(),
+        _site_strides(logits),
         logits.shape[0],
-        logits.shape[2],
+        logits.shape[-1],
         _address(index),
+        logits.dim() == 2,
         temperature,
         x.data_ptr(),
         x.stride(),
@@ -157,14 +164,15 @@ def launch_masked_posterior(
     purpose: int,
     out: torch.Tensor,
 ) -> Fault | None:
-    """logits [U, L, V], x [R, L] -> out [R, L] (num_samples = 0) or [R, S, L], int64."""
+    """logits [U, L, V] or [S, V], x [R, L] -> out [R, L] (num_samples = 0) or [R, S, L]."""
     return _C.masked_posterior(
         logits.data_ptr(),
         logits.dtype == torch.float64,
-        logits.stride(),
+        _site_strides(logits),
         logits.shape[0],
-        logits.shape[2],
+        logits.shape[-1],
         _address(index),
+        logits.dim() == 2,
         temperature,
         x.data_ptr(),
         x.stride(),

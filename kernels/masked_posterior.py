@@ -20,15 +20,22 @@ from fastguide.kernels.categorical import (
     pick_of_sites,
     summarise,
 )
-from fastguide.kernels.masked_sites import logits_row, note_tokens
+from fastguide.kernels.masked_sites import (
+    logits_row,
+    note_tokens,
+    site_address,
+    site_rows,
+    sites_address,
+)
 from fastguide.kernels.philox import uniform_at, word
 from fastguide.kernels.triton_config import (
     LARGE_BLOCK_V,
     LARGE_WARPS,
-    MAX_REGISTERS,
+    MANY_REGISTERS,
     SMALL,
     draw_programs,
     site_block,
+    site_registers,
 )
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
@@ -88,19 +95,34 @@ def _masked_posterior_small_kernel(
     V: tl.constexpr,
     TEMPERED: tl.constexpr,
     MODE: tl.constexpr,
+    PER_SITE: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) // num_tiles
     tile = tl.program_id(0) - row * num_tiles
     seed = integer_argument(seed, seed_ptr)
     step = row * 0
-    u_row = logits_row(index_ptr, row, num_logit_rows, step, fault_ptr)
+    u_row = logits_row(index_ptr, row, num_logit_rows, step, fault_ptr, PER_SITE)
     site = tile * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
     valid = site < length
     x = tl.load(x_ptr + row * x_row_stride + site * x_site_stride, mask=valid, other=0)
     masked = valid & (x == mask_token)
     note_tokens(x, valid & (masked == 0), vocab_size, row, site, step, fault_ptr)
-    site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
+    site_ptr = sites_address(
+        logits_ptr,
+        index_ptr,
+        row,
+        u_row,
+        site,
+        masked,
+        logit_row_stride,
+        logit_site_stride,
+        num_logit_rows,
+        length,
+        step,
+        fault_ptr,
+        PER_SITE,
+    )
     logit, top = logits_of_sites(
         site_ptr, logit_token_stride, vocab_size, site, masked, row, step, fault_ptr, V
     )
@@ -154,13 +176,14 @@ def _masked_list_kernel(
     num_copies,
     num_tiles,
     mask_token: tl.int64,
+    PER_SITE: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """Copies, and the list of row * length + site of every masked site, in any order."""
     row = tl.program_id(0).to(tl.int64) // num_tiles
     tile = tl.program_id(0) - row * num_tiles
     step = row * 0
-    logits_row(index_ptr, row, num_logit_rows, step, fault_ptr)
+    logits_row(index_ptr, row, num_logit_rows, step, fault_ptr, PER_SITE)
     site = tile * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
     valid = site < length
     x = tl.load(x_ptr + row * x_row_stride + site * x_site_stride, mask=valid, other=0)
@@ -209,6 +232,7 @@ def _masked_predict_kernel(
     temperature_ptr,
     TEMPERED: tl.constexpr,
     MODE: tl.constexpr,
+    PER_SITE: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
@@ -224,8 +248,21 @@ def _masked_predict_kernel(
         row = entry // length
         site = entry - row * length
         step = row * 0
-        u_row = logits_row(index_ptr, row, num_logit_rows, step, fault_ptr)
-        site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
+        u_row = logits_row(index_ptr, row, num_logit_rows, step, fault_ptr, PER_SITE)
+        site_ptr = site_address(
+            logits_ptr,
+            index_ptr,
+            row,
+            u_row,
+            site,
+            logit_row_stride,
+            logit_site_stride,
+            num_logit_rows,
+            length,
+            step,
+            fault_ptr,
+            PER_SITE,
+        )
         if MODE:
             best = first_maximum(
                 site_ptr, logit_token_stride, vocab_size, row, site, step, fault_ptr, BLOCK_V
@@ -277,11 +314,12 @@ def launch_masked_posterior(
     purpose: int,
     out: torch.Tensor,
 ) -> device_faults.Fault | None:
-    """logits [U, L, V], x [R, L] -> out [R, L] (num_samples = 0) or [R, S, L], int64."""
+    """logits [U, L, V] or [S, V], x [R, L] -> out [R, L] (num_samples = 0) or [R, S, L]."""
     if not out.numel():
         return None
     num_rows, length = x.shape
-    vocab_size = logits.shape[2]
+    vocab_size = logits.shape[-1]
+    rows, strides = site_rows(logits)
     fault = device_faults.record(OP, x.device)
     mode = num_samples == 0
     tempered = not mode and is_tempered(temperature)
@@ -289,13 +327,13 @@ def launch_masked_posterior(
     num_tiles = triton.cdiv(length, block_l)
     if vocab_size <= SMALL:
         _masked_posterior_small_kernel[(num_rows * num_tiles,)](
-            logits,
+            rows,
             index,
             x,
             keys,
             out,
             fault,
-            *logits.stride(),
+            *strides,
             *x.stride(),
             logits.shape[0],
             length,
@@ -309,8 +347,10 @@ def launch_masked_posterior(
             V=triton.next_power_of_2(vocab_size),
             TEMPERED=tempered,
             MODE=mode,
+            PER_SITE=logits.dim() == 2,
             BLOCK_L=block_l,
             num_warps=4,
+            maxnreg=site_registers(vocab_size),
             **OPTIONS,
         )
         return device_faults.outcome(x.device)
@@ -331,20 +371,21 @@ def launch_masked_posterior(
         max(num_samples, 1),
         num_tiles,
         mask_token,
+        PER_SITE=logits.dim() == 2,
         BLOCK_L=block_l,
         num_warps=4,
         **OPTIONS,
     )
     num_programs = draw_programs(x.device, num_rows * length)
     _masked_predict_kernel[(num_programs,)](
-        logits,
+        rows,
         index,
         keys,
         out,
         listed,
         count,
         fault,
-        *logits.stride(),
+        *strides,
         logits.shape[0],
         length,
         vocab_size,
@@ -354,10 +395,11 @@ def launch_masked_posterior(
         *double(temperature),
         TEMPERED=tempered,
         MODE=mode,
+        PER_SITE=logits.dim() == 2,
         NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
         BLOCK_V=LARGE_BLOCK_V,
         num_warps=LARGE_WARPS,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=MANY_REGISTERS,
         **OPTIONS,
     )
     return device_faults.outcome(x.device)

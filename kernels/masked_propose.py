@@ -23,11 +23,14 @@ from fastguide.kernels.masked_sites import (
     logits_row,
     note_tokens,
     reveal_threshold,
+    site_rows,
+    sites_address,
 )
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
 from fastguide.kernels.triton_config import (
     SMALL,
     propose_tile,
+    site_registers,
 )
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
@@ -88,6 +91,7 @@ def _masked_propose_small_kernel(
     temperature_ptr,
     V: tl.constexpr,
     TEMPERED: tl.constexpr,
+    PER_SITE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
@@ -98,7 +102,7 @@ def _masked_propose_small_kernel(
     temperature = double_argument(temperature_bits, temperature_ptr)
     threshold = reveal_threshold(threshold, rho_ptr)
     chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
-    u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
+    u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr, PER_SITE)
     # Chunks start at multiples of four, so that a REVEAL block serves four candidates.
     base = (first // 4) * 4 + chunk * CHUNK
 
@@ -130,7 +134,21 @@ def _masked_propose_small_kernel(
 
         if tl.max((bits != 0).to(tl.int32), axis=0) > 0:
             wanted = bits != 0
-            site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
+            site_ptr = sites_address(
+                logits_ptr,
+                index_ptr,
+                n,
+                u_row,
+                site,
+                wanted,
+                logit_row_stride,
+                logit_site_stride,
+                num_logit_rows,
+                length,
+                step,
+                fault_ptr,
+                PER_SITE,
+            )
             logit, top = logits_of_sites(
                 site_ptr, logit_token_stride, vocab_size, site, wanted, n, step, fault_ptr, V
             )
@@ -198,9 +216,9 @@ def launch_masked_propose(
     new_keys: torch.Tensor,
     changed: torch.Tensor,
 ) -> device_faults.Fault | None:
-    """logits [U, L, V], x [N, L], keys [N, 2] -> tokens, keys, changed of [N, K]."""
+    """logits [U, L, V] or [S, V], x [N, L] -> tokens, keys, changed of [N, K]."""
     num_rows, num_candidates, length = tokens.shape
-    vocab_size = logits.shape[2]
+    vocab_size = logits.shape[-1]
     if not num_rows:
         return None
     fault = device_faults.record(OP, x.device)
@@ -210,8 +228,9 @@ def launch_masked_propose(
         # An unaligned first candidate starts its chunk up to three ids early.
         ids = num_candidates if first_candidate is None else num_candidates + 3
         num_chunks = triton.cdiv(ids, chunk)
+        rows, strides = site_rows(logits)
         _masked_propose_small_kernel[(num_rows * num_chunks,)](
-            logits,
+            rows,
             index,
             x,
             keys,
@@ -221,7 +240,7 @@ def launch_masked_propose(
             new_keys,
             changed,
             fault,
-            *logits.stride(),
+            *strides,
             *x.stride(),
             logits.shape[0],
             length,
@@ -235,9 +254,11 @@ def launch_masked_propose(
             *double(temperature),
             V=triton.next_power_of_2(vocab_size),
             TEMPERED=is_tempered(temperature),
+            PER_SITE=logits.dim() == 2,
             CHUNK=chunk,
             BLOCK_L=block_l,
             num_warps=4,
+            maxnreg=site_registers(vocab_size),
             **OPTIONS,
         )
         return device_faults.outcome(x.device)

@@ -17,12 +17,14 @@ from fastguide.kernels.masked_sites import (
     logits_row,
     note_tokens,
     reveal_threshold,
+    site_address,
+    site_rows,
 )
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
 from fastguide.kernels.triton_config import (
     LARGE_BLOCK_V,
     LARGE_WARPS,
-    MAX_REGISTERS,
+    MANY_REGISTERS,
     draw_programs,
     site_block,
 )
@@ -74,6 +76,7 @@ def _masked_reveal_kernel(
     step_ptr,
     threshold: tl.int64,
     rho_ptr,
+    PER_SITE: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
     """Copies, counts, and the list of n * length + site that some candidate reveals."""
@@ -83,7 +86,7 @@ def _masked_reveal_kernel(
     step = integer_argument(step, step_ptr)
     threshold = reveal_threshold(threshold, rho_ptr)
     chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
-    logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
+    logits_row(index_ptr, n, num_logit_rows, step, fault_ptr, PER_SITE)
     site = tile * BLOCK_L + tl.arange(0, BLOCK_L).to(tl.int64)
     valid = site < length
     x = tl.load(x_ptr + n * x_row_stride + site * x_site_stride, mask=valid, other=0)
@@ -149,6 +152,7 @@ def _masked_draw_kernel(
     temperature_bits: tl.int64,
     temperature_ptr,
     TEMPERED: tl.constexpr,
+    PER_SITE: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -167,8 +171,21 @@ def _masked_draw_kernel(
         n = entry // length
         site = entry - n * length
         chain, first = chain_and_first(chains_ptr, first_ptr, n, num_candidates, step, fault_ptr)
-        u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr)
-        site_ptr = logits_ptr + u_row * logit_row_stride + site * logit_site_stride
+        u_row = logits_row(index_ptr, n, num_logit_rows, step, fault_ptr, PER_SITE)
+        site_ptr = site_address(
+            logits_ptr,
+            index_ptr,
+            n,
+            u_row,
+            site,
+            logit_row_stride,
+            logit_site_stride,
+            num_logit_rows,
+            length,
+            step,
+            fault_ptr,
+            PER_SITE,
+        )
         top, pivot, ends = summarise(
             site_ptr,
             logit_token_stride,
@@ -240,7 +257,7 @@ def launch_large(
 ) -> None:
     """As `launch_masked_propose`; threshold: (floor(rho 2**32), None), or (0, rho) on device."""
     num_rows, num_candidates, length = tokens.shape
-    vocab_size = logits.shape[2]
+    vocab_size = logits.shape[-1]
     new_keys.copy_(keys[:, None].expand_as(new_keys))
     changed.zero_()
     listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
@@ -269,13 +286,15 @@ def launch_large(
         *integer(seed),
         *integer(step),
         *threshold,
+        PER_SITE=logits.dim() == 2,
         BLOCK_L=block_l,
         num_warps=4,
         **OPTIONS,
     )
     num_programs = draw_programs(x.device, num_rows * length)
+    rows, strides = site_rows(logits)
     _masked_draw_kernel[(num_programs,)](
-        logits,
+        rows,
         index,
         chains,
         first_candidate,
@@ -284,7 +303,7 @@ def launch_large(
         listed,
         count,
         fault,
-        *logits.stride(),
+        *strides,
         logits.shape[0],
         length,
         vocab_size,
@@ -295,10 +314,11 @@ def launch_large(
         *threshold,
         *double(temperature),
         TEMPERED=is_tempered(temperature),
+        PER_SITE=logits.dim() == 2,
         NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
         BLOCK_V=LARGE_BLOCK_V,
         BLOCK_K=32,
         num_warps=LARGE_WARPS,
-        maxnreg=MAX_REGISTERS,
+        maxnreg=MANY_REGISTERS,
         **OPTIONS,
     )

@@ -27,11 +27,12 @@ Fault philox_normal(const PhiloxArgs& args,
 
 template <class T>  // float or double
 struct Logits {
-  const T* data;                                   // [U, L, V]
+  const T* data;                                   // [U, L, V], or [U, V] with an index per site
   i64 row_stride, site_stride, token_stride;
   i64 num_rows, vocab_size;                        // U, V
   const i64* index;                                // [N] row of each state, or null: row n
   double temperature;
+  bool per_site;                                   // index is [N, L]: a row for each site
 };
 
 struct States {

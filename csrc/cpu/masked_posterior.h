@@ -45,11 +45,11 @@ class Predictor {
       const i64 count = num_masked - b < cdf_sites_ ? num_masked - b : cdf_sites_;
       for (i64 j = 0; j < count; ++j)
         site_logits_[static_cast<size_t>(j)] =
-            logits_row + sites_[static_cast<size_t>(b + j)] * logits_.site_stride;
+            site_logits(logits_, logits_row, n, states_.length, sites_[static_cast<size_t>(b + j)]);
       i32 code;
       const i64 bad = token_cdfs(logits_, site_logits_.data(), count, cdf_.data(), last_.data(), &code);
       if (bad < count) {
-        *fault = {code, n, sites_[static_cast<size_t>(b + bad)], 0};
+        *fault = site_fault(logits_, code, n, states_.length, sites_[static_cast<size_t>(b + bad)]);
         return false;
       }
       for (i64 s = 0; s < args_.num_samples; ++s)
@@ -61,10 +61,12 @@ class Predictor {
   FG_TARGET bool fill_mode(const T* logits_row, i64 n, i64 num_masked, i64* out, Fault* fault) {
     for (i64 j = 0; j < num_masked; ++j) {
       const u32 site = sites_[static_cast<size_t>(j)];
-      const i32 code = first_maximum(logits_row + site * logits_.site_stride, logits_.token_stride,
-                                     logits_.vocab_size, out + site);
+      const T* at = site_logits(logits_, logits_row, n, states_.length, site);
+      const i32 code = at == nullptr ? static_cast<i32>(kIndexFault)
+                                     : first_maximum(at, logits_.token_stride, logits_.vocab_size,
+                                                     out + site);
       if (code == kNoFault) continue;
-      *fault = {code, n, site, 0};
+      *fault = site_fault(logits_, code, n, states_.length, site);
       return false;
     }
     return true;

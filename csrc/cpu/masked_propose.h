@@ -154,7 +154,7 @@ class Proposer {
   // counted if revealed.
   FG_TARGET void append(i64 n, const T* logits_row, u32 site, u32 lane) {
     const size_t slot = static_cast<size_t>(reveals_.num_slots++);
-    const T* logits = logits_row + site * logits_.site_stride;
+    const T* logits = site_logits(logits_, logits_row, n, states_.length, site);
     FG_PREFETCH(logits);
     reveals_.slot_site[slot] = site;
     reveals_.slot_chain[slot] = static_cast<u32>(chain_);
@@ -184,7 +184,8 @@ class Proposer {
           token_cdfs(logits_, reveals_.slot_logits.data() + slot, count, cdf_.data(), last_.data(), &code);
       if (bad < count) {
         const size_t at = static_cast<size_t>(slot + bad);
-        *fault = {code, reveals_.slot_row[at], reveals_.slot_site[at], 0};
+        *fault = site_fault(logits_, code, reveals_.slot_row[at], states_.length,
+                            reveals_.slot_site[at]);
         return false;
       }
       for (; e < reveals_.count && reveals_.slot(e) < slot + count; ++e) {

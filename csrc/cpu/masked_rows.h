@@ -71,9 +71,14 @@ FG_LANE i64 scan_row(const States& states, i64 n, i64 vocab_size, i64* row, u32*
   return -1;
 }
 
-// Points `row` at the logits of state n; false and a fault if its index is out of range.
+// Points `row` at the logits of state n; false and a fault if its index is out of range. With an
+// index per site, `row` is the start of the logits.
 template <class T>
 FG_LANE bool find_logits(const Logits<T>& logits, i64 n, const T** row, Fault* fault) {
+  if (logits.per_site) {
+    *row = logits.data;
+    return true;
+  }
   const i64 u = logits.index == nullptr ? n : logits.index[n];
   if (u < 0 || u >= logits.num_rows) {
     *fault = {kIndexFault, n, -1, u};
@@ -81,6 +86,21 @@ FG_LANE bool find_logits(const Logits<T>& logits, i64 n, const T** row, Fault* f
   }
   *row = logits.data + u * logits.row_stride;
   return true;
+}
+
+// The logits [V] of a site of state n, whose `row` is from `find_logits`; null if the site's own
+// index is out of range.
+template <class T>
+FG_LANE const T* site_logits(const Logits<T>& logits, const T* row, i64 n, i64 length, i64 site) {
+  if (!logits.per_site) return row + site * logits.site_stride;
+  const i64 u = logits.index[n * length + site];
+  return u < 0 || u >= logits.num_rows ? nullptr : row + u * logits.row_stride;
+}
+
+// The fault of a site of state n: of its index if that is what is wrong.
+template <class T>
+FG_LANE Fault site_fault(const Logits<T>& logits, i32 code, i64 n, i64 length, i64 site) {
+  return {code, n, site, code == kIndexFault ? logits.index[n * length + site] : 0};
 }
 
 // cdf [count, V]: running sums of exp((logit - max) / temperature) of the logits [V] at each of
@@ -92,7 +112,9 @@ FG_LANE i64 token_cdfs(const Logits<T>& logits, const T* const* sites, i64 count
   const i64 vocab_size = logits.vocab_size;
   for (i64 j = 0; j < count; ++j) {
     double top;
-    *code = largest_logit(sites[j], logits.token_stride, vocab_size, &top);
+    *code = sites[j] == nullptr
+                ? static_cast<i32>(kIndexFault)
+                : largest_logit(sites[j], logits.token_stride, vocab_size, &top);
     if (*code != kNoFault) return j;
     double* out = cdf + j * vocab_size;
     for (i64 v = 0; v < vocab_size; ++v)

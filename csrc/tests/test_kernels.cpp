@@ -178,7 +178,7 @@ struct Propose {
     masked_keys(x.data(), length, 1, n, length, keys.data(), threads);
     const Logits<float> source = {logits.data(), length * vocab, vocab, 1,
                                   num_logits,    vocab,          index.empty() ? nullptr : index.data(),
-                                  0.9};
+                                  0.9, false};
     const ProposeArgs args = {keys.data(),     rho, 42, chains.data(), first.data(), 3, candidates,
                               tokens.data(), out_keys.data(), changed.data()};
     return masked_propose(source, states(), args, threads);
@@ -249,7 +249,7 @@ void test_posterior() {
   Propose p(2, 9, 4, 1);
   p.x[3] = 2;
   masked_keys(p.x.data(), 9, 1, 2, 9, p.keys.data(), 1);
-  const Logits<float> logits = {p.logits.data(), 36, 4, 1, 2, 4, nullptr, 1.0};
+  const Logits<float> logits = {p.logits.data(), 36, 4, 1, 2, 4, nullptr, 1.0, false};
   std::vector<i64> mode(18), samples(2 * 5 * 9);
   CHECK(masked_posterior(logits, p.states(), {0, nullptr, 0, 5, mode.data()}, 1).code == kNoFault);
   bool first_maximum = true;

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -54,10 +55,33 @@ class Batch:
         )
 
 
+def _call(head: Callable[[Tensor], Tensor], hidden: Tensor, owner: Tensor) -> Tensor:
+    return head(hidden)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Denoiser outputs of R rows.
+
+    Attributes:
+        buffer: [slots, ...] outputs.   slots: [R] int64, where the output of each row lies.
+        call_head: how a lazy head is run: (head, hidden [S, ...], owner [S], the row that each is
+            for) -> logits [S, V].
+    """
+
+    buffer: Tensor
+    slots: Tensor
+    call_head: Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor] = _call
+
+    def __getitem__(self, rows: slice) -> Outputs:
+        return replace(self, slots=self.slots[rows])
+
+
 class Diffusion(Protocol):
     """The engine's view of a diffusion. Outputs are kept in a store and addressed by slot."""
 
     denoiser: Any
+    head: Any
     time_conditioned: bool
     device: torch.device
     output_shape: tuple[int, ...]
@@ -85,8 +109,7 @@ class Diffusion(Protocol):
     def propose(
         self,
         batch: Batch,
-        outputs: Tensor,
-        slots: Tensor,
+        outputs: Outputs,
         step: Step,
         *,
         seed: int,
@@ -96,13 +119,13 @@ class Diffusion(Protocol):
     ) -> tuple[Batch, Tensor]:
         """K successors of each row: a batch of R*K rows (row-major), and changed [R, K]."""
 
-    def predict_mode(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+    def predict_mode(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The most likely clean sample of each row, [R, ...]."""
 
     def predict_samples(
-        self, batch: Batch, outputs: Tensor, slots: Tensor, num_samples: int, seed: int
+        self, batch: Batch, outputs: Outputs, num_samples: int, seed: int
     ) -> Tensor:
         """Clean samples drawn from the factorised prediction, [R, S, ...]."""
 
-    def predict_soft(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+    def predict_soft(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The expected clean sample (tokens: probabilities), [R, ...]."""

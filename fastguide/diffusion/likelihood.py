@@ -83,7 +83,7 @@ def elbo(
     times = invert(diffusion.schedule, chance * ceiling).to(x.device)
     row = torch.arange(x.shape[0] * num_masks, device=x.device)
     terms = []
-    with evaluation_mode(diffusion.denoiser):
+    with evaluation_mode(diffusion.denoiser, diffusion.head):
         for part in row.split(max_rows):
             clean, level = x[part // num_masks], part % num_masks
             hidden = masked[level]

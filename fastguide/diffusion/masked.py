@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fastguide import ops
-from fastguide.diffusion import likelihood
-from fastguide.diffusion.base import Batch, Step
+from fastguide.diffusion import lazy_head, likelihood
+from fastguide.diffusion.base import Batch, Outputs, Step
 from fastguide.diffusion.schedules import (
     Schedule,
     resolve_schedule,
@@ -32,6 +32,7 @@ class MaskedDiffusion:
     Args:
         denoiser: callable (x [B, L] int64, t [B] float32, **cond) -> logits [B, L, V] or
             [B, L, V + 1] (the mask column is ignored), any float dtype. Tokens are 0..V-1.
+            With `head`: -> hidden states [B, L, ...].
         length: L, number of sites.   vocab_size: V.
         mask_token: id of the mask; default V. May be any id; its column gets -inf.
         forbidden_tokens: ids that are never drawn.
@@ -43,6 +44,9 @@ class MaskedDiffusion:
             chain keeps its law), "mode" takes the most likely token.
         null_cond: conditioning of the unconditional rows of classifier-free guidance, a dict with
             the keys of `cond`.   guidance_scale: 1 is plain conditional sampling.
+        head: callable (hidden [S, ...]) -> logits [S, V] or [S, V + 1], each row by itself. It runs
+            only at sites that some candidate reveals, and at masked sites for values that read the
+            predicted x0; the samples are those of head(denoiser(x, t)). For large vocabularies.
         device: where states live; default: the denoiser's parameters' device, else CPU.
 
     Raises:
@@ -63,10 +67,13 @@ class MaskedDiffusion:
         final: str = "sample",
         null_cond: dict[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
+        head: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
         if not callable(denoiser):
             raise DtypeError(f"denoiser must be callable, got {type(denoiser).__name__}")
+        if head is not None and not callable(head):
+            raise DtypeError(f"head must be callable or None, got {type(head).__name__}")
         if length < 1 or vocab_size < 1:
             raise ArgumentError(
                 f"length and vocab_size must be at least 1, got {length} and {vocab_size}"
@@ -92,6 +99,7 @@ class MaskedDiffusion:
                 "unconditional rows; give null_cond={...} with the keys of cond"
             )
         self.denoiser = denoiser
+        self.head = head
         self.length = length
         self.vocab_size = vocab_size
         self.mask_token = mask
@@ -104,9 +112,11 @@ class MaskedDiffusion:
         self.null_cond = null_cond
         self.guidance_scale = float(guidance_scale)
         self.device = _device_of(denoiser) if device is None else torch.device(device)
-        self.output_shape: tuple[int, ...] = (length, vocab_size)
-        self.row_bytes = 8 * length + 4 * length * vocab_size
         self.rows_per_state = 1 if guidance_scale == 1.0 else 2
+        # hidden states of a guided pair are kept side by side: [L, 2, ...]
+        width = vocab_size if head is None else lazy_head.hidden_width(head) * self.rows_per_state
+        self.output_shape: tuple[int, ...] = (length, vocab_size if head is None else 0)
+        self.row_bytes = 8 * length + 4 * length * width
 
     # -- the engine's view -------------------------------------------------------------------
 
@@ -134,8 +144,9 @@ class MaskedDiffusion:
         return Batch(x, ops.masked_keys(x))
 
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
-        """`logits` with every row at the same time."""
-        return self.logits(x, torch.full((x.shape[0],), time, device=x.device), cond)
+        """`logits`, or with a head the hidden states, with every row at the same time."""
+        t = torch.full((x.shape[0],), time, device=x.device)
+        return self.logits(x, t, cond) if self.head is None else self._hidden(x, t, cond)
 
     def logits(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None = None) -> Tensor:
         """Logits [B, L, V] of tokens x [B, L] at times t [B]; forbidden columns are -inf.
@@ -143,37 +154,29 @@ class MaskedDiffusion:
         Raises:
             ShapeError, DtypeError: the denoiser returned something else; says what was due.
         """
-        cond = cond or {}
-        t = t.float() if self.time_conditioned else torch.zeros_like(t, dtype=torch.float32)
-        if self.rows_per_state == 1:
-            logits = self._check_logits(self.denoiser(x, t, **cond), x.shape[0])
-        else:
-            null = self._null_rows(cond, x.shape[0])
-            both = {name: torch.cat([cond[name], null[name]]) for name in cond}
-            pair = self._check_logits(
-                self.denoiser(torch.cat([x, x]), torch.cat([t, t]), **both), 2 * x.shape[0]
-            )
-            given, free = pair.chunk(2)
-            # equal entries first: -inf on both sides would otherwise become NaN
-            logits = given.where(given == free, free + self.guidance_scale * (given - free))
-        if self.forbidden_tokens:
-            columns = torch.tensor(self.forbidden_tokens, device=logits.device)
-            logits = logits.index_fill(-1, columns, float("-inf"))
-        return logits
+        if self.head is not None:
+            return self._head_logits(self._hidden(x, t, cond).flatten(0, 1)).unflatten(0, x.shape)
+        logits = self._run(x, t, cond)
+        return self._allowed(self._check_logits(logits, x.shape[0] * self.rows_per_state))
 
     def needs_output(self, x: Tensor) -> Tensor:
         """[R] bool: rows of x [R, L] that hold a mask; no logit of the others is ever read."""
         return (x == self.mask_token).any(dim=-1)
 
     def invalid_outputs(self, x: Tensor, outputs: Tensor) -> Tensor:
-        """[B] bool: rows with a masked site whose logits hold NaN or +inf, or are all -inf."""
+        """[B] bool: rows with a masked site whose logits hold NaN or +inf, or are all -inf.
+
+        With a head: rows with a hidden state of a masked site that is not finite.
+        """
+        if self.head is not None:
+            wrong = ~outputs.flatten(2).isfinite().all(dim=-1)
+            return (wrong & (x == self.mask_token)).any(dim=-1)
         return (~outputs.amax(dim=-1).isfinite() & (x == self.mask_token)).any(dim=-1)
 
     def propose(
         self,
         batch: Batch,
-        outputs: Tensor,
-        slots: Tensor,
+        outputs: Outputs,
         step: Step,
         *,
         seed: int,
@@ -184,50 +187,91 @@ class MaskedDiffusion:
         """K successors of each row by `ops.masked_propose`; see `Diffusion.propose`."""
         assert batch.keys is not None
         if not step.varies and step.clean:
-            x = ops.masked_posterior(outputs, batch.x, mask_token=self.mask_token, index=slots)
+            x = self.predict_mode(batch, outputs)
             changed = (x != batch.x).sum(dim=-1, dtype=torch.int32)[:, None]
             return Batch(x, ops.masked_keys(x)), changed
-        tokens, keys, changed = ops.masked_propose(
-            outputs,
-            batch.x,
-            batch.keys,
-            mask_token=self.mask_token,
-            rho=step.params[0],
-            seed=seed,
-            chains=chains,
-            step=step.index,
-            num_candidates=num_candidates,
-            index=slots,
-            temperature=self.temperature,
-            first_candidate=first_candidate,
+        draw = {
+            "mask_token": self.mask_token,
+            "rho": step.params[0],
+            "seed": seed,
+            "step": step.index,
+            "num_candidates": num_candidates,
+        }
+        if self.head is None:
+            tokens, keys, changed = ops.masked_propose(
+                outputs.buffer,
+                batch.x,
+                batch.keys,
+                index=outputs.slots,
+                chains=chains,
+                first_candidate=first_candidate,
+                temperature=self.temperature,
+                **draw,
+            )
+            return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed
+        revealing = lazy_head.revealing_sites(
+            batch.x, batch.keys, chains=chains, first_candidate=first_candidate, **draw
         )
+        parts = []
+        for rows in lazy_head.row_groups(revealing, self.vocab_size):
+            logits, index = lazy_head.site_logits(self._head_logits, outputs[rows], revealing[rows])
+            proposal = ops.masked_propose(
+                logits,
+                batch.x[rows],
+                batch.keys[rows],
+                index=index,
+                chains=chains[rows],
+                first_candidate=first_candidate[rows],
+                temperature=self.temperature,
+                **draw,
+            )
+            parts.append(proposal)
+        tokens, keys, changed = (torch.cat(part) for part in zip(*parts, strict=True))
         return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed
 
-    def predict_mode(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+    def predict_mode(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Masks filled by the most likely token per site, [R, L] int64."""
-        return ops.masked_posterior(outputs, batch.x, mask_token=self.mask_token, index=slots)
+        return self._predict(batch, outputs)
 
     def predict_samples(
-        self, batch: Batch, outputs: Tensor, slots: Tensor, num_samples: int, seed: int
+        self, batch: Batch, outputs: Outputs, num_samples: int, seed: int
     ) -> Tensor:
         """Masks filled by draws from the softmax, [R, S, L] int64; keyed by the state itself."""
-        return ops.masked_posterior(
-            outputs,
-            batch.x,
-            mask_token=self.mask_token,
-            index=slots,
-            num_samples=num_samples,
-            keys=batch.keys,
-            seed=seed,
-            temperature=self.temperature,
-        )
+        return self._predict(batch, outputs, num_samples=num_samples, seed=seed)
 
-    def predict_soft(self, batch: Batch, outputs: Tensor, slots: Tensor) -> Tensor:
+    def _predict(self, batch: Batch, outputs: Outputs, **draw: int) -> Tensor:
+        def predict(logits: Tensor, index: Tensor, rows: slice) -> Tensor:
+            return ops.masked_posterior(
+                logits,
+                batch.x[rows],
+                mask_token=self.mask_token,
+                index=index,
+                keys=None if batch.keys is None else batch.keys[rows],
+                temperature=self.temperature,
+                **draw,
+            )
+
+        if self.head is None:
+            return predict(outputs.buffer, outputs.slots, slice(None))
+        masked = batch.x == self.mask_token
+        parts = []
+        for rows in lazy_head.row_groups(masked, self.vocab_size):
+            logits, index = lazy_head.site_logits(self._head_logits, outputs[rows], masked[rows])
+            parts.append(predict(logits, index, rows))
+        return torch.cat(parts)
+
+    def predict_soft(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Token probabilities [R, L, V]; sites that are not masked are one-hot."""
-        probs = (outputs.index_select(0, slots) / self.temperature).softmax(dim=-1)
         known = batch.x != self.mask_token
         one_hot = torch.nn.functional.one_hot(batch.x.where(known, 0), self.vocab_size)
-        return torch.where(known[..., None], one_hot.to(probs.dtype), probs)
+        if self.head is None:
+            logits = outputs.buffer.index_select(0, outputs.slots)
+            probs = (logits / self.temperature).softmax(dim=-1)
+            return torch.where(known[..., None], one_hot.to(probs.dtype), probs)
+        logits, index = lazy_head.site_logits(self._head_logits, outputs, ~known)
+        probs = one_hot.to(logits.dtype)
+        probs[~known] = (logits / self.temperature).softmax(dim=-1)[index[~known]]
+        return probs
 
     def settings(self) -> dict[str, Any]:
         """What besides the denoiser determines the chain, for records and checkpoints."""
@@ -242,6 +286,7 @@ class MaskedDiffusion:
             "temperature": self.temperature,
             "final": self.final,
             "guidance_scale": self.guidance_scale,
+            "lazy_head": self.head is not None,
         }
 
     # -- likelihood and training -------------------------------------------------------------
@@ -259,6 +304,50 @@ class MaskedDiffusion:
     def log_prob(self, x_t: Tensor, x_s: Tensor, step: int, num_steps: int) -> Tensor:
         """Exact log-probability of one transition; see `likelihood.transition_log_prob`."""
         return likelihood.transition_log_prob(self, x_t, x_s, step, num_steps)
+
+    # -- calling the model -------------------------------------------------------------------
+
+    def _run(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None) -> Any:
+        """What the denoiser returns; a guided pair's conditional rows come first."""
+        cond = cond or {}
+        t = t.float() if self.time_conditioned else torch.zeros_like(t, dtype=torch.float32)
+        if self.rows_per_state == 1:
+            return self.denoiser(x, t, **cond)
+        null = self._null_rows(cond, x.shape[0])
+        both = {name: torch.cat([cond[name], null[name]]) for name in cond}
+        return self.denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
+
+    def _hidden(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None) -> Tensor:
+        """Hidden states [B, L, ...], or of a guided pair [B, L, 2, ...]."""
+        rows = x.shape[0] * self.rows_per_state
+        hidden = lazy_head.check_hidden(self._run(x, t, cond), rows, self.length)
+        return hidden if self.rows_per_state == 1 else torch.stack(hidden.chunk(2), dim=2)
+
+    def _head_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [S, V] of hidden states [S, ...], or of guided pairs [S, 2, ...]."""
+        assert self.head is not None
+        if not len(hidden):
+            return torch.zeros((0, self.vocab_size), device=hidden.device)
+        if self.rows_per_state == 2:
+            hidden = torch.cat([hidden[:, 0], hidden[:, 1]])
+        logits = lazy_head.check_head_logits(self.head(hidden), hidden.shape[0], self.vocab_size)
+        return self._allowed(self._real_tokens(logits))
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """Logits to draw from: guidance applied to the two halves, forbidden ones -inf."""
+        if self.rows_per_state == 2:
+            given, free = logits.chunk(2)
+            # equal entries first: -inf on both sides would otherwise become NaN
+            logits = given.where(given == free, free + self.guidance_scale * (given - free))
+        if self.forbidden_tokens:
+            columns = torch.tensor(self.forbidden_tokens, device=logits.device)
+            logits = logits.index_fill(-1, columns, float("-inf"))
+        return logits
+
+    def _real_tokens(self, logits: Tensor) -> Tensor:
+        """Without a mask column, in a dtype the kernels take."""
+        logits = logits[..., : self.vocab_size]
+        return logits if logits.dtype == torch.float64 else logits.float()
 
     # -- checks ------------------------------------------------------------------------------
 
@@ -305,8 +394,7 @@ class MaskedDiffusion:
             raise ShapeError(f"denoiser must return logits {due}, got {list(logits.shape)}")
         if not logits.is_floating_point():
             raise DtypeError(f"denoiser must return floating-point logits, got {logits.dtype}")
-        logits = logits[..., : self.vocab_size]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return self._real_tokens(logits)
 
     def _null_rows(self, cond: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
         assert self.null_cond is not None

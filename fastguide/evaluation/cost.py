@@ -18,6 +18,8 @@ class Cost:
         denoiser_rows: rows the denoiser executed (a guided pair counts two), without padding.
         denoiser_rows_requested: rows the same run executes with savings="none".
         reward_rows, reward_rows_requested: likewise for rewards and value functions.
+        head_rows: sites at which a lazy head ran.   head_rows_requested: sites of the denoiser rows
+            requested, which a denoiser with its head inside would have run.
         padding_rows: rows added to reach `fixed_rows`.
         candidate_rows: candidates proposed.
         seconds: wall-clock seconds under "denoiser", "reward", "kernels", "other", "total".
@@ -27,6 +29,8 @@ class Cost:
     denoiser_rows_requested: int = 0
     reward_rows: int = 0
     reward_rows_requested: int = 0
+    head_rows: int = 0
+    head_rows_requested: int = 0
     padding_rows: int = 0
     candidate_rows: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(BUCKETS, 0.0))
@@ -56,8 +60,11 @@ class Cost:
         share = 1 - (self.seconds["denoiser"] + self.seconds["reward"]) / max(
             self.seconds["total"], 1e-12
         )
+        head = ""
+        if self.head_rows_requested:
+            head = f"head {self.head_rows:,} of {self.head_rows_requested:,} sites, "
         return (
-            f"denoiser {self.denoiser_rows:,} of {self.denoiser_rows_requested:,} rows, "
+            f"denoiser {self.denoiser_rows:,} of {self.denoiser_rows_requested:,} rows, {head}"
             f"reward {self.reward_rows:,} of {self.reward_rows_requested:,} rows, "
             f"{self.seconds['total']:.2f} s, {share:.1%} outside the models"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from fastguide import ops
-from fastguide.diffusion import Diffusion, Step
+from fastguide.diffusion import Diffusion, Outputs, Step
 from fastguide.errors import NonFiniteError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.cost import Cost
@@ -67,10 +68,47 @@ class Evaluator:
         self._scorers: dict[tuple[Callable[..., Any], str], Scorer] = {}
         self._inherited: list[dict[bytes, float]] = []
 
-    @property
-    def outputs(self) -> Tensor:
-        """Denoiser outputs by slot, [slots, *output_shape]."""
-        return self._store.buffer
+    def outputs_of(self, rows: Rows, step: int) -> Outputs:
+        """The denoiser outputs of `rows`, for the diffusion to read."""
+
+        def call_head(head: Callable[[Tensor], Tensor], hidden: Tensor, owner: Tensor) -> Tensor:
+            return self._call_head(head, hidden, rows, owner, step)
+
+        return Outputs(self._store.buffer, rows.slot, call_head)
+
+    def _call_head(
+        self,
+        head: Callable[[Tensor], Tensor],
+        hidden: Tensor,
+        rows: Rows,
+        owner: Tensor,
+        step: int,
+    ) -> Tensor:
+        width, limits = self.diffusion.rows_per_state, self._limits
+        if not len(hidden):
+            return head(hidden)
+        if limits.max_rows is not None:
+            limits = replace(limits, max_rows=limits.max_rows * rows.batch.x.shape[1])
+        with self.cost.timed("denoiser"):
+            logits = call_in_chunks(
+                lambda index: head(hidden[index]),
+                len(hidden),
+                limits,
+                self.cost,
+                name="head",
+                rows_per_item=width,
+                device=hidden.device,
+            )
+        self.cost.head_rows += len(hidden) * width
+        wrong = ~logits.amax(dim=-1).isfinite()
+        if bool(wrong.any()):
+            row = int(owner[wrong.nonzero()[0, 0]])
+            raise NonFiniteError(
+                f"head returned NaN, infinity or no allowed token at step {step} for "
+                f"{rows.name(row)} ({int(wrong.sum())} of {len(hidden)} sites); check its input "
+                "range and precision"
+            )
+        return logits
 
     def advance(self, live: Rows) -> None:
         """Begin a step whose current states are `live`; other outputs may now be forgotten."""
@@ -85,7 +123,10 @@ class Evaluator:
         with self.cost.timed("kernels"):
             needed = self.diffusion.needs_output(rows.batch.x)
         width = self.diffusion.rows_per_state
-        self.cost.denoiser_rows_requested += int(needed.sum()) * width
+        requested = int(needed.sum()) * width
+        self.cost.denoiser_rows_requested += requested
+        if self.diffusion.head is not None:
+            self.cost.head_rows_requested += requested * rows.batch.x.shape[1]
         rows.slot[~needed] = 0  # the blank slot: nothing of a clean state is ever read
         wanted = (rows.slot < 0).nonzero()[:, 0]
         if len(wanted):

@@ -47,6 +47,9 @@ class OutputStore:
         """Store rows [B, ...] and return their slots; remember them under `states` if given."""
         if outputs.dtype != self.buffer.dtype:
             self.buffer = self.buffer.to(outputs.dtype)
+        if outputs.shape[1:] != self._shape:  # hidden states, whose shape the first call shows
+            self._shape = outputs.shape[1:]
+            self.buffer = self.buffer.new_zeros((1, *self._shape))
         slots = self._allocate(outputs.shape[0])
         self._pinned.update(slots)
         self.buffer[torch.tensor(slots, dtype=torch.int64, device=self._device)] = outputs

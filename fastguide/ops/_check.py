@@ -127,10 +127,33 @@ def output(
         )
 
 
-def at_least_one_token(logits: torch.Tensor) -> None:
-    """`logits` [U, L, V] has V >= 1."""
-    if logits.shape[2] == 0:
+def site_logits(
+    logits: torch.Tensor,
+    index: torch.Tensor | None,
+    num_rows: int,
+    length: int,
+    of_rows: str,
+    of_sites: str,
+) -> torch.Tensor | None:
+    """`logits` is [U, L, V] with an index per row or None, or [S, V] with an index per site.
+
+    Returns `index` contiguous.   of_rows, of_sites: letters of the shapes of the two indices.
+    """
+    dtype("logits", logits, FLOATS)
+    if logits.dim() == 2:
+        if index is None:
+            raise ArgumentError(
+                f"logits {list(logits.shape)} hold rows of single sites, so index {of_sites} must "
+                "say which row belongs to which site; or give logits [U, L, V]"
+            )
+        index = integers("index", index, [num_rows, length], of_sites)
+    else:
+        rows = None if index is not None else num_rows
+        shape("logits", logits, [rows, length, None], "[U, L, V]")
+        index = optional_integers("index", index, [num_rows], of_rows)
+    if logits.shape[-1] == 0:
         raise ArgumentError(f"logits must hold at least one token, got shape {list(logits.shape)}")
+    return index
 
 
 def temperature(value: float) -> None:
@@ -145,7 +168,7 @@ def temperature(value: float) -> None:
 _FAULTS = {
     FaultCode.INDEX: (
         ArgumentError,
-        "{op}: index[{row}] = {value} is no row of logits; it must lie in [0, U)",
+        "{op}: index[{place}] = {value} is no row of logits; it must lie in [0, U)",
     ),
     FaultCode.TOKEN: (
         ArgumentError,
@@ -209,4 +232,5 @@ def raise_fault(op: str, fault: tuple[int, int, int, int], step: int | None = No
     """Turn (code, row, column, value) of a backend into the error it stands for."""
     code, row, column, value = fault
     error, text = _FAULTS_OF.get((op, FaultCode(code)), _FAULTS[FaultCode(code)])
-    raise error(text.format(op=op, row=row, column=column, value=value, step=step))
+    place = f"{row}, {column}" if column >= 0 else str(row)
+    raise error(text.format(op=op, row=row, column=column, place=place, value=value, step=step))

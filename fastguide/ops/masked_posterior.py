@@ -30,8 +30,10 @@ def masked_posterior(
 
     Args:
         logits: [U, L, V] float32|float64, any strides; -inf forbids a token. Read only at masked
-            sites.   x: [R, L] int64, any strides.   mask_token: any int.
-        index: [R] int64, row of logits of each state; None: row r.
+            sites. Or [S, V], rows of single sites, with index [R, L].
+        x: [R, L] int64, any strides.   mask_token: any int.
+        index: [R] int64, row of logits of each state; None: row r. With logits [S, V]: [R, L]
+            int64, row of each site; read at masked sites.
         num_samples: 0 for the mode (first maximum); S > 0 for S independent samples per state.
         keys: [R, 2] int64, `masked_keys(x)`; needed for samples: they replace chain and step in the
             counter, so equal states get equal samples wherever and whenever they appear.
@@ -87,12 +89,7 @@ def _run(
     _check.dtype("x", x, (torch.int64,))
     _check.shape("x", x, [None, None], "[R, L]")
     num_rows, length = x.shape
-    _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape(
-        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
-    )
-    _check.at_least_one_token(logits)
-    index = _check.optional_integers("index", index, [num_rows], "[R]")
+    index = _check.site_logits(logits, index, num_rows, length, "[R]", "[R, L]")
     keys = _check.optional_integers("keys", keys, [num_rows, 2], "[R, 2]")
     _check.same_device(OP, logits, x=x, index=index, keys=keys)
     _check.at_least("num_samples", num_samples, 0)

@@ -43,12 +43,14 @@ def masked_propose(
 
     Args:
         logits: [U, L, V] float32|float64, any strides; -inf forbids a token. Read only at sites
-            that some candidate reveals.   x: [N, L] int64, any strides; sites equal to mask_token
-            are masked, the others hold tokens in [0, V) and are copied.
+            that some candidate reveals. Or [S, V], rows of single sites, with index [N, L].
+        x: [N, L] int64, any strides; sites equal to mask_token are masked, the others hold tokens
+            in [0, V) and are copied.
         keys: [N, 2] int64, `masked_keys(x)`.   mask_token: any int.
         rho: reveal probability in [0, 1]; 1 reveals every masked site.
         seed: int in [0, 2**64).   chains: [N] int64 global chain ids.   step: in [0, 2**24).
         num_candidates: K >= 1.   index: [N] int64, row of logits of each chain; None: row n.
+            With logits [S, V]: [N, L] int64, row of each site; read where a site reveals.
         temperature: positive; tokens follow softmax(logits / temperature).
         first_candidate: [N] int64, candidate id = first_candidate[n] + k; None: zeros.
             On CUDA, seed and step (int64), rho and temperature (float64) may be device tensors of
@@ -110,14 +112,9 @@ def _run(
     _check.dtype("x", x, (torch.int64,))
     _check.shape("x", x, [None, None], "[N, L]")
     num_rows, length = x.shape
-    _check.dtype("logits", logits, _check.FLOATS)
-    _check.shape(
-        "logits", logits, [None if index is not None else num_rows, length, None], "[U, L, V]"
-    )
-    _check.at_least_one_token(logits)
+    index = _check.site_logits(logits, index, num_rows, length, "[N]", "[N, L]")
     keys = _check.integers("keys", keys, [num_rows, 2], "[N, 2]")
     chains = _check.integers("chains", chains, [num_rows], "[N]")
-    index = _check.optional_integers("index", index, [num_rows], "[N]")
     first_candidate = _check.optional_integers(
         "first_candidate", first_candidate, [num_rows], "[N]"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastguide.reference.faults import Fault, FaultCode
+from fastguide.reference.faults import Fault, FaultCode, require
 
 
 def pick(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -43,3 +43,39 @@ def token_weights(
             j = int(bad.nonzero()[0])
             raise Fault(code, int(rows[j]), int(sites[j]), 0)
     return torch.exp((logits - logits.amax(-1, keepdim=True)) / temperature)
+
+
+def chain_rows(
+    logits: torch.Tensor, index: torch.Tensor | None, num_rows: int, device: torch.device
+) -> torch.Tensor:
+    """`index` after its check; None stands for row n of logits [U, L, V].
+
+    Raises:
+        Fault: INDEX, unless the index is per site: those are checked where they are read.
+    """
+    if index is None:
+        index = torch.arange(num_rows, device=device)
+    if index.dim() == 1:
+        require((index >= 0) & (index < logits.shape[0]), FaultCode.INDEX, index)
+    return index
+
+
+def site_logits(
+    logits: torch.Tensor, index: torch.Tensor, rows: torch.Tensor, sites: torch.Tensor
+) -> torch.Tensor:
+    """Logits [J, V] of `sites` [J] of states `rows` [J].
+
+    Args:
+        logits: [U, L, V] with index [N], or [S, V] with index [N, L].
+
+    Raises:
+        Fault: INDEX, a row out of range for one of these sites.
+    """
+    if index.dim() == 1:
+        return logits[index[rows], sites]
+    row = index[rows, sites]
+    bad = (row < 0) | (row >= logits.shape[0])
+    if bool(bad.any()):
+        j = int(bad.nonzero()[0])
+        raise Fault(FaultCode.INDEX, int(rows[j]), int(sites[j]), int(row[j]))
+    return logits[row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastguide.reference.categorical import pick, token_weights
+from fastguide.reference.categorical import chain_rows, pick, site_logits, token_weights
 from fastguide.reference.faults import FaultCode, require
 from fastguide.reference.philox import LOW, philox, seed_key, uniform53
 
@@ -24,7 +24,8 @@ def masked_posterior(
     """Fill the masked sites of each row; other sites are carried over.
 
     Args:
-        logits: [U, L, V] float32|float64.   x: [R, L] int64.   index: [R] int64, row of logits.
+        logits: [U, L, V] float32|float64.   x: [R, L] int64.   index: [R] int64, row of logits;
+            with logits [S, V]: [R, L], the row of each site.
         num_samples: 0 for the mode (first maximum), S > 0 for S independent draws.
         keys: [R, 2] int64, the state keys; they replace chain and step in the counter.
 
@@ -38,17 +39,15 @@ def masked_posterior(
     """
     num_rows = x.shape[0]
     device = x.device
-    if index is None:
-        index = torch.arange(num_rows, device=device)
-    require((index >= 0) & (index < logits.shape[0]), FaultCode.INDEX, index)
+    index = chain_rows(logits, index, num_rows, device)
     masked = x == mask_token
-    require(masked | ((x >= 0) & (x < logits.shape[2])), FaultCode.TOKEN, x)
+    require(masked | ((x >= 0) & (x < logits.shape[-1])), FaultCode.TOKEN, x)
     r, site = masked.nonzero(as_tuple=True)
-    weights = token_weights(logits[index[r], site], temperature, r, site)
+    raw = site_logits(logits, index, r, site)
+    weights = token_weights(raw, temperature, r, site)
     if num_samples == 0:
         mode = x.clone()
         # argmax of a boolean: the first maximum, whatever ties the backend prefers.
-        raw = logits[index[r], site]
         mode[r, site] = (raw == raw.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)
         return mode
     assert keys is not None

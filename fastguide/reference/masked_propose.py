@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fastguide.reference.categorical import pick, token_weights
+from fastguide.reference.categorical import chain_rows, pick, site_logits, token_weights
 from fastguide.reference.faults import FaultCode, require
 from fastguide.reference.masked_keys import site_words
 from fastguide.reference.philox import (
@@ -41,7 +41,8 @@ def masked_propose(
 
     Args:
         logits: [U, L, V] float32|float64.   x: [N, L] int64.   keys: [N, 2] int64, keys of x.
-        index: [N] int64, row of logits of each chain; None: row n.   chains: [N] int64.
+        index: [N] int64, row of logits of each chain; None: row n; with logits [S, V]: [N, L].
+        chains: [N] int64.
         first_candidate: [N] int64; candidate id = first_candidate[n] + k; None: zeros.
 
     Returns:
@@ -53,13 +54,11 @@ def masked_propose(
     Noise: REVEAL word id % 4 of block (site, id // 4); TOKEN 53 bits of block (site, id).
     """
     num_rows, length = x.shape
-    vocab_size = logits.shape[2]
+    vocab_size = logits.shape[-1]
     device = x.device
     check_chains(chains)
     ids = candidate_ids(num_rows, num_candidates, first_candidate, device)
-    if index is None:
-        index = torch.arange(num_rows, device=device)
-    require((index >= 0) & (index < logits.shape[0]), FaultCode.INDEX, index)
+    index = chain_rows(logits, index, num_rows, device)
     masked = x == mask_token
     require(masked | ((x >= 0) & (x < vocab_size)), FaultCode.TOKEN, x)
 
@@ -85,7 +84,7 @@ def masked_propose(
     # Sites outermost, so that the first fault found is the first in (chain, site) order.
     n, site, k = reveal.transpose(1, 2).nonzero(as_tuple=True)
     if len(n):
-        weights = token_weights(logits[index[n], site], temperature, n, site)
+        weights = token_weights(site_logits(logits, index, n, site), temperature, n, site)
         c3 = counter_word3(step, TOKEN, device)
         w0, w1, _, _ = philox(site, ids[n, k], chains[n], c3, key)
         drawn = pick(weights, uniform53(w0, w1))

@@ -182,7 +182,8 @@ class Sampler:
             unit="step",
         )
         saved = started = time.monotonic()
-        with evaluation_mode(self.diffusion.denoiser, self.reward, self.value), bar:
+        models = (self.diffusion.denoiser, self.diffusion.head, self.reward, self.value)
+        with evaluation_mode(*models), bar:
             try:
                 for current in run:
                     bar.update()

@@ -161,6 +161,15 @@ def _masked_propose() -> Iterator[Sample]:
         (by_token, x, reference.masked_keys(x)),
         dict(common, mask_token=4),
     )
+    for vocab in (4, 50):
+        x = draw.states(6, 10, vocab, vocab, 0.7)
+        # No row of their own for the sites that are clean, and none in order.
+        index = torch.where(x == vocab, draw.integers(0, 9, 6, 10), -1)
+        yield (
+            f"a row of logits for each site, V{vocab}",
+            (draw.logits(9, 1, vocab, torch.float32)[:, 0], x, reference.masked_keys(x)),
+            dict(common, mask_token=vocab, index=index),
+        )
 
 
 def _masked_posterior() -> Iterator[Sample]:
@@ -197,6 +206,18 @@ def _masked_posterior() -> Iterator[Sample]:
     ties = draw.integers(0, 2, 2, 6, 3).float()
     ties[0, 0] = torch.tensor([-torch.inf, 1.0, 1.0])
     yield "ties", (ties, x), dict(mask_token=3, index=torch.tensor([0, 1, 1, 0]))
+    for vocab in (4, 50):
+        x = draw.states(5, 7, vocab, vocab, 0.6)
+        index = torch.where(x == vocab, draw.integers(0, 9, 5, 7), -1)
+        logits = draw.logits(9, 1, vocab, torch.float64)[:, 0]
+        shared = dict(mask_token=vocab, index=index)
+        yield f"mode, a row of logits for each site, V{vocab}", (logits, x), shared
+        keys = reference.masked_keys(x)
+        yield (
+            f"a row of logits for each site, V{vocab}",
+            (logits, x),
+            dict(shared, num_samples=2, keys=keys, seed=5),
+        )
 
 
 def _unique_rows() -> Iterator[Sample]:

@@ -52,7 +52,7 @@ class PosteriorMean:
             diffusion = evaluator.diffusion
             predict = diffusion.predict_mode if self.x0 == "mode" else diffusion.predict_soft
             with evaluator.cost.timed("kernels"):
-                x0 = predict(unknown.batch, evaluator.outputs, unknown.slot)
+                x0 = predict(unknown.batch, evaluator.outputs_of(unknown, step.index))
             if self.x0 == "mode":
                 return evaluator.reward(self.reward, x0, unknown, step.index)
             # equal states have equal probabilities, so the states stand for them
@@ -94,7 +94,10 @@ class PosteriorSamples:
         def soft_value_of(unknown: Rows) -> Tensor:
             with evaluator.cost.timed("kernels"):
                 x0 = evaluator.diffusion.predict_samples(
-                    unknown.batch, evaluator.outputs, unknown.slot, copies, evaluator.seed
+                    unknown.batch,
+                    evaluator.outputs_of(unknown, step.index),
+                    copies,
+                    evaluator.seed,
                 )
             rewards = evaluator.reward(
                 self.reward, x0.flatten(0, 1), unknown, step.index, copies=copies

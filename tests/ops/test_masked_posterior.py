@@ -94,7 +94,7 @@ def test_bad_contents(backend: str, num_samples: int) -> None:
     def predict(**changes: torch.Tensor) -> torch.Tensor:
         state = changes.pop("x", x)
         return ops.masked_posterior(
-            logits,
+            changes.pop("logits", logits),
             state,
             mask_token=MASK,
             num_samples=num_samples,
@@ -105,6 +105,9 @@ def test_bad_contents(backend: str, num_samples: int) -> None:
     with ops.use_backend(backend):
         with pytest.raises(ArgumentError, match=r"index\[0\] = 2 is no row of logits"):
             predict(index=torch.tensor([2, 0]))
+        each = torch.tensor([[0, 1, 0], [1, 1, -1]])
+        with pytest.raises(ArgumentError, match=r"index\[1, 2\] = -1 is no row of logits"):
+            predict(logits=logits[0], index=each)
         with pytest.raises(ArgumentError, match=r"x\[1, 0\] = -1 is neither mask_token nor"):
             predict(x=torch.tensor([[MASK, 0, 0], [-1, 0, 0]]))
         logits[1, 2, 0] = torch.nan

@@ -172,6 +172,9 @@ def test_bad_contents(backend: str) -> None:
     with ops.use_backend(backend):
         with pytest.raises(ArgumentError, match=r"index\[1\] = 3 is no row of logits"):
             propose(logits, x, index=torch.tensor([0, 3, -1]))
+        each = torch.tensor([[0, 1], [1, 4], [-1, 0]])
+        with pytest.raises(ArgumentError, match=r"index\[1, 1\] = 4 is no row of logits"):
+            propose(logits[0, :1].expand(4, 4), x, index=each, rho=1.0)
         odd = x.clone()
         odd[2, 1] = 7
         with pytest.raises(ArgumentError, match=r"x\[2, 1\] = 7 is neither mask_token nor a token"):
