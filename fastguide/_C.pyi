@@ -32,12 +32,13 @@ def philox_normal(
     /,
 ) -> Fault | None: ...
 def masked_propose(
-    logits: int,  # [U, L, V] float32|float64
+    logits: int,  # [U, L, V] or [S, V] float32|float64
     is_double: bool,
     logits_strides: Strides3,
     num_logits: int,
     vocab_size: int,
     index: int,  # [N] int64, or 0
+    per_site: bool,  # index is [N, L]
     temperature: float,
     x: int,  # [N, L] int64
     x_strides: Strides2,
@@ -58,12 +59,13 @@ def masked_propose(
     /,
 ) -> Fault | None: ...
 def masked_posterior(
-    logits: int,  # [U, L, V] float32|float64
+    logits: int,  # [U, L, V] or [S, V] float32|float64
     is_double: bool,
     logits_strides: Strides3,
     num_logits: int,
     vocab_size: int,
     index: int,  # [R] int64, or 0
+    per_site: bool,  # index is [R, L]
     temperature: float,
     x: int,  # [R, L] int64
     x_strides: Strides2,

@@ -11,7 +11,15 @@ import torch
 
 from fastguide.diffusion import Batch, Diffusion, Step
 from fastguide.errors import CheckpointError, NonFiniteError
-from fastguide.evaluation import Cost, Evaluator, Limits, Rows, unique_conditions
+from fastguide.evaluation import (
+    Cost,
+    Evaluator,
+    Limits,
+    ResidentEvaluator,
+    Rows,
+    stays_resident,
+    unique_conditions,
+)
 from fastguide.result import Result, Trace
 
 Tensor = torch.Tensor
@@ -117,6 +125,13 @@ class State:
         fields = dict(vars(self))
         if self.rows is not None:
             fields["rows"] = {name: value.cpu() for name, value in self.rows.items()}
+        fields["partial"] = [
+            {
+                name: value.cpu() if isinstance(value, torch.Tensor) else value
+                for name, value in record.items()
+            }
+            for record in self.partial
+        ]
         return fields
 
     @property
@@ -140,15 +155,18 @@ class Run:
         self._steps = policy.diffusion.steps(plan.num_steps)
         self._state = State() if state is None else state
         cond, self._cond_row = unique_conditions(plan.cond, plan.num_samples)
-        self._evaluator = Evaluator(
-            policy.diffusion,
-            savings=plan.savings,
-            cond=cond,
-            limits=plan.limits,
-            reject=policy.on_invalid == "reject",
-            cache_bytes=plan.cache_bytes,
-            seed=plan.seed,
-        )
+        common: dict[str, Any] = {
+            "savings": plan.savings,
+            "cond": cond,
+            "limits": plan.limits,
+            "reject": policy.on_invalid == "reject",
+            "seed": plan.seed,
+        }
+        self._evaluator: Evaluator | ResidentEvaluator
+        if stays_resident(plan.savings, policy.diffusion.device):
+            self._evaluator = ResidentEvaluator(policy.diffusion, **common)
+        else:
+            self._evaluator = Evaluator(policy.diffusion, cache_bytes=plan.cache_bytes, **common)
         self._evaluator.cost = self._state.cost
         self._evaluator.recall(self._state.memory)
         self._elapsed = self.cost.seconds["total"]
@@ -159,6 +177,11 @@ class Run:
     def cost(self) -> Cost:
         """Rows and seconds so far."""
         return self._state.cost
+
+    @property
+    def resident(self) -> bool:
+        """Reading the state waits for a device that the run itself hardly ever waits for."""
+        return self._evaluator.resident
 
     @property
     def num_moves(self) -> int:
@@ -179,7 +202,8 @@ class Run:
         while state.shard_start < self._plan.num_samples:
             self._enter_shard()
             while state.step < len(self._steps):
-                self._advance(self._steps[state.step])
+                with self._evaluator.collect_faults():
+                    self._advance(self._steps[state.step])
                 state.step += 1
                 self._elapsed += time.perf_counter() - clock
                 self._publish()
@@ -267,7 +291,8 @@ class Run:
     def _candidates(self, rows: Rows, batch: Batch, changed: Tensor, step: Step) -> Rows:
         """The proposed rows, with what those equal to their parent may take over from it."""
         evaluator, count = self._evaluator, changed.shape[1]
-        parent = torch.arange(len(rows), device=rows.slot.device).repeat_interleave(count)
+        place = torch.arange(len(rows) * count, device=rows.slot.device)
+        parent = place // count
         same = changed.flatten() == 0
         inherit = "parent" in self._plan.savings
         slot = torch.full_like(parent, -1)
@@ -278,7 +303,7 @@ class Run:
         if inherit and not step.clean and evaluator.reuses(self._policy.value):
             value = rows.value[parent].where(same, torch.nan)
         number = rows.candidate[parent] * self._policy.num_candidates
-        number = number + torch.arange(count, device=parent.device).repeat(len(rows))
+        number = number + place % count
         return Rows(batch, rows.chain[parent], number, rows.cond_row[parent], slot, value)
 
     def _select(self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]) -> Tensor:
@@ -286,7 +311,10 @@ class Run:
         selection = Selection(step, self._plan.seed, rows.chain, rows.candidate, values)
         with self._evaluator.cost.timed("kernels"):
             choice = self._policy.select(selection)
-        record["ess"] = float(choice.ess.mean())
+        record["ess"] = choice.ess.mean()
+        record["invalid"] = (~choice.valid).sum()
+        if self._evaluator.resident:
+            return choice.index  # nothing is waited for; the last rewards are looked at in the end
         invalid = (~choice.valid).nonzero()[:, 0]
         if len(invalid) and step.clean:
             raise NonFiniteError(
@@ -294,14 +322,13 @@ class Run:
                 f"selection (step {step.index}): the reward returned NaN or infinity for all of "
                 "them; fix it for such inputs, or raise num_candidates"
             )
-        record["invalid"] = len(invalid)
         return choice.index
 
     def _record(
         self, step: Step, moved: Rows, record: dict[str, Any], before: dict[str, int]
     ) -> None:
         record["time"] = step.next_time
-        record["values"] = moved.value.float().cpu()
+        record["values"] = moved.value.float()
         for name in _ROWS:
             record[name] = getattr(self.cost, name) - before[name]
         self._state.partial.append(record)
@@ -323,6 +350,7 @@ class Run:
     def _leave_shard(self) -> None:
         state, policy, rows = self._state, self._policy, self._rows
         assert rows is not None
+        self._evaluator.check()
         chains = len(rows) // policy.num_particles
         # the last step is clean, so its values are the rewards
         rewards = None if policy.reward is None else rows.value
@@ -350,7 +378,7 @@ class Run:
 
         return Trace(
             time=column("time", torch.float64),
-            values=torch.stack([record["values"][index.cpu()] for record in records])
+            values=torch.stack([record["values"][index] for record in records]).cpu()
             if records
             else torch.zeros(0, 0),
             ess=column("ess", torch.float64),

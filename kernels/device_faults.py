@@ -61,11 +61,11 @@ _STATE = _State()
 
 
 @contextmanager
-def deferred(device: torch.device) -> Iterator[DeviceFaults]:
-    """Inside, launches on this thread note faults in the given object and do not wait."""
-    before, _STATE.deferred = _STATE.deferred, DeviceFaults(device)
+def deferred(faults: DeviceFaults) -> Iterator[None]:
+    """Inside, launches on this thread note their faults in `faults` and do not wait."""
+    before, _STATE.deferred = _STATE.deferred, faults
     try:
-        yield _STATE.deferred
+        yield
     finally:
         _STATE.deferred = before
 

@@ -112,6 +112,8 @@ class MaskedDiffusion:
         self.null_cond = null_cond
         self.guidance_scale = float(guidance_scale)
         self.device = _device_of(denoiser) if device is None else torch.device(device)
+        # kept there: a copy from the host at every call could not be captured into a graph
+        self._forbidden = torch.tensor(self.forbidden_tokens, dtype=torch.int64, device=self.device)
         self.rows_per_state = 1 if guidance_scale == 1.0 else 2
         # hidden states of a guided pair are kept side by side: [L, 2, ...]
         width = vocab_size if head is None else lazy_head.hidden_width(head) * self.rows_per_state
@@ -190,7 +192,7 @@ class MaskedDiffusion:
             x = self.predict_mode(batch, outputs)
             changed = (x != batch.x).sum(dim=-1, dtype=torch.int32)[:, None]
             return Batch(x, ops.masked_keys(x)), changed
-        draw = {
+        draw: dict[str, Any] = {
             "mask_token": self.mask_token,
             "rho": step.params[0],
             "seed": seed,
@@ -239,7 +241,7 @@ class MaskedDiffusion:
         """Masks filled by draws from the softmax, [R, S, L] int64; keyed by the state itself."""
         return self._predict(batch, outputs, num_samples=num_samples, seed=seed)
 
-    def _predict(self, batch: Batch, outputs: Outputs, **draw: int) -> Tensor:
+    def _predict(self, batch: Batch, outputs: Outputs, **draw: Any) -> Tensor:
         def predict(logits: Tensor, index: Tensor, rows: slice) -> Tensor:
             return ops.masked_posterior(
                 logits,
@@ -340,8 +342,7 @@ class MaskedDiffusion:
             # equal entries first: -inf on both sides would otherwise become NaN
             logits = given.where(given == free, free + self.guidance_scale * (given - free))
         if self.forbidden_tokens:
-            columns = torch.tensor(self.forbidden_tokens, device=logits.device)
-            logits = logits.index_fill(-1, columns, float("-inf"))
+            logits = logits.index_fill(-1, self._forbidden.to(logits.device), float("-inf"))
         return logits
 
     def _real_tokens(self, logits: Tensor) -> Tensor:

@@ -2,16 +2,20 @@
 
 from fastguide.evaluation.calls import Limits
 from fastguide.evaluation.cost import Cost
-from fastguide.evaluation.evaluator import Evaluator, Value
+from fastguide.evaluation.evaluator import Evaluator
+from fastguide.evaluation.models import Value
+from fastguide.evaluation.resident import ResidentEvaluator
 from fastguide.evaluation.rows import Rows, unique_conditions
-from fastguide.evaluation.savings import resolve_savings
+from fastguide.evaluation.savings import resolve_savings, stays_resident
 
 __all__ = [
     "Cost",
     "Evaluator",
     "Limits",
+    "ResidentEvaluator",
     "Rows",
     "Value",
     "resolve_savings",
+    "stays_resident",
     "unique_conditions",
 ]

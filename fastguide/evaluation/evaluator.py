@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-from fastguide import ops
 from fastguide.diffusion import Diffusion, Outputs, Step
-from fastguide.errors import NonFiniteError
-from fastguide.evaluation.calls import Limits, call_in_chunks
-from fastguide.evaluation.cost import Cost
-from fastguide.evaluation.rows import Rows, mix_tag, row_bytes
+from fastguide.evaluation.calls import Limits
+from fastguide.evaluation.models import Models, Value, output_fault, proposal_fault
+from fastguide.evaluation.rows import Rows, row_bytes
 from fastguide.evaluation.scorer import Scorer
 from fastguide.evaluation.store import OutputStore
 
 Tensor = torch.Tensor
 
 
-@runtime_checkable
-class Value(Protocol):
-    """A soft-value estimate that reads the denoiser's output.
-
-    Attributes:
-        needs_denoiser: candidates need a denoiser output before `evaluate`.
-        time_conditioned: the value of a state depends on the time; False allows reuse by state.
-        deterministic: equal states always get equal values; False forbids reuse across steps.
-    """
-
-    needs_denoiser: bool
-    time_conditioned: bool
-    deterministic: bool
-
-    def evaluate(self, evaluator: Evaluator, rows: Rows, step: Step) -> Tensor:
-        """Values [R] float64 of `rows`, which stand at `step.next_time`."""
-
-
-class Evaluator:
+class Evaluator(Models):
     """Denoiser outputs, values and rewards of rows, evaluated once per distinct state.
 
     One evaluator serves a whole run: what it remembers is shared by all its chains and steps.
     """
+
+    resident = False
 
     def __init__(
         self,
@@ -55,13 +37,9 @@ class Evaluator:
         cache_bytes: int,
         seed: int,
     ) -> None:
-        self.diffusion = diffusion
-        self.savings = savings
-        self.seed = seed
-        self.cost = Cost()
-        self._cond = cond
-        self._limits = limits
-        self._reject = reject
+        super().__init__(
+            diffusion, savings=savings, cond=cond, limits=limits, reject=reject, seed=seed
+        )
         self._cache_bytes = cache_bytes
         self._store = OutputStore(diffusion.output_shape, cache_bytes, diffusion.device)
         self._bad_slots: set[int] = set()
@@ -70,45 +48,7 @@ class Evaluator:
 
     def outputs_of(self, rows: Rows, step: int) -> Outputs:
         """The denoiser outputs of `rows`, for the diffusion to read."""
-
-        def call_head(head: Callable[[Tensor], Tensor], hidden: Tensor, owner: Tensor) -> Tensor:
-            return self._call_head(head, hidden, rows, owner, step)
-
-        return Outputs(self._store.buffer, rows.slot, call_head)
-
-    def _call_head(
-        self,
-        head: Callable[[Tensor], Tensor],
-        hidden: Tensor,
-        rows: Rows,
-        owner: Tensor,
-        step: int,
-    ) -> Tensor:
-        width, limits = self.diffusion.rows_per_state, self._limits
-        if not len(hidden):
-            return head(hidden)
-        if limits.max_rows is not None:
-            limits = replace(limits, max_rows=limits.max_rows * rows.batch.x.shape[1])
-        with self.cost.timed("denoiser"):
-            logits = call_in_chunks(
-                lambda index: head(hidden[index]),
-                len(hidden),
-                limits,
-                self.cost,
-                name="head",
-                rows_per_item=width,
-                device=hidden.device,
-            )
-        self.cost.head_rows += len(hidden) * width
-        wrong = ~logits.amax(dim=-1).isfinite()
-        if bool(wrong.any()):
-            row = int(owner[wrong.nonzero()[0, 0]])
-            raise NonFiniteError(
-                f"head returned NaN, infinity or no allowed token at step {step} for "
-                f"{rows.name(row)} ({int(wrong.sum())} of {len(hidden)} sites); check its input "
-                "range and precision"
-            )
-        return logits
+        return self._outputs(self._store.buffer, rows, step)
 
     def advance(self, live: Rows) -> None:
         """Begin a step whose current states are `live`; other outputs may now be forgotten."""
@@ -122,11 +62,7 @@ class Evaluator:
         """
         with self.cost.timed("kernels"):
             needed = self.diffusion.needs_output(rows.batch.x)
-        width = self.diffusion.rows_per_state
-        requested = int(needed.sum()) * width
-        self.cost.denoiser_rows_requested += requested
-        if self.diffusion.head is not None:
-            self.cost.head_rows_requested += requested * rows.batch.x.shape[1]
+        self._count_requested(int(needed.sum()), rows.batch.x.shape[1])
         rows.slot[~needed] = 0  # the blank slot: nothing of a clean state is ever read
         wanted = (rows.slot < 0).nonzero()[:, 0]
         if len(wanted):
@@ -144,7 +80,7 @@ class Evaluator:
         missing = [row for row, slot in enumerate(slots) if slot < 0]
         if missing:
             index = distinct[torch.tensor(missing, device=distinct.device)]
-            outputs = self._call(rows, index, time)
+            outputs = self._run_denoiser(rows, index, time)
             fresh = self._store.put(outputs, names and [names[row] for row in missing])
             self._check_outputs(rows, index, outputs, fresh, step)
             for row, slot in zip(missing, fresh, strict=True):
@@ -153,37 +89,14 @@ class Evaluator:
 
     def _distinct(self, rows: Rows, wanted: Tensor) -> tuple[Tensor, Tensor]:
         everything = torch.arange(len(wanted), device=wanted.device)
-        if "duplicates" not in self.savings or rows.batch.keys is None:
+        if not self._merges(rows):
             return everything, everything
-        with self.cost.timed("kernels"):
-            x, keys = rows.batch.x[wanted], rows.batch.keys[wanted]
-            if self._cond:
-                tag = rows.cond_row[wanted]
-                x, keys = torch.cat([x, tag[:, None]], dim=1), mix_tag(keys, tag)
-            first, inverse, count = ops.unique_rows(x, keys)
+        keys = rows.batch.keys
+        assert keys is not None
+        first, inverse, count = self._unique(
+            rows.batch.x[wanted], keys[wanted], rows.cond_row[wanted]
+        )
         return first[: int(count)], inverse
-
-    def _call(self, rows: Rows, index: Tensor, time: float) -> Tensor:
-        x, cond_row = rows.batch.x, rows.cond_row
-
-        def model(chunk: Tensor) -> Tensor:
-            picked = index[chunk]
-            cond = {name: value[cond_row[picked]] for name, value in self._cond.items()}
-            return self.diffusion.denoise(x[picked], time, cond)
-
-        width = self.diffusion.rows_per_state
-        with self.cost.timed("denoiser"):
-            outputs = call_in_chunks(
-                model,
-                len(index),
-                self._limits,
-                self.cost,
-                name="denoiser",
-                rows_per_item=width,
-                device=index.device,
-            )
-        self.cost.denoiser_rows += len(index) * width
-        return outputs
 
     def _check_outputs(
         self, rows: Rows, index: Tensor, outputs: Tensor, slots: list[int], step: int
@@ -194,12 +107,8 @@ class Evaluator:
             return
         bad = invalid.nonzero()[:, 0].tolist()
         if not self._reject:
-            raise NonFiniteError(
-                f"denoiser returned NaN, infinity or no allowed token at step {step} for "
-                f"{rows.name(int(index[bad[0]]))} ({len(bad)} of {len(index)} rows); check its "
-                "input range and precision, or pass on_invalid='reject' to give such candidates "
-                "zero weight"
-            )
+            name = rows.name(int(index[bad[0]]))
+            raise output_fault(step, name, len(bad), len(index))
         self._bad_slots.update(slots[row] for row in bad)
 
     def check_proposable(self, rows: Rows, step: int) -> None:
@@ -208,11 +117,7 @@ class Evaluator:
             return
         for row, slot in enumerate(rows.slot.tolist()):
             if slot in self._bad_slots:
-                raise NonFiniteError(
-                    f"denoiser returned NaN, infinity or no allowed token at step {step} for "
-                    f"{rows.name(row)}, and no valid candidate was left to replace it; check the "
-                    "denoiser's input range and precision"
-                )
+                raise proposal_fault(step, rows.name(row))
 
     def values(self, value: Value | Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """Values [R] float64 of candidates at `step.next_time`; -inf where rejected as invalid."""
@@ -228,13 +133,6 @@ class Evaluator:
         values = torch.full_like(rows.value, float("-inf"))
         values[usable] = value.evaluate(self, rows.take(usable.nonzero()[:, 0]), step)
         return values
-
-    def reuses(self, value: Value | Callable[..., Any]) -> bool:
-        """Whether values of equal states are equal at every step."""
-        if getattr(value, "time_conditioned", True) or not getattr(value, "deterministic", True):
-            return False
-        # what reads the denoiser's output inherits its dependence on time
-        return not (getattr(value, "needs_denoiser", False) and self.diffusion.time_conditioned)
 
     def score_states(self, value: Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """A plain callable value(x, t) of rows, [R] float64; `rows.value` is taken where known."""
@@ -282,6 +180,13 @@ class Evaluator:
             remember=share and not (identity is not None and self.diffusion.time_conditioned),
         )
         return scorer.score(samples, rows, step, copies=copies, identity=identity)
+
+    def collect_faults(self) -> AbstractContextManager[None]:
+        """Around the ops of a step: here they raise at once."""
+        return nullcontext()
+
+    def check(self) -> None:
+        """Nothing waits to be reported."""
 
     @property
     def memory(self) -> list[dict[bytes, float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
+
 from fastguide.errors import ArgumentError
 
 ALL = frozenset({"duplicates", "parent", "history", "carry", "rewards", "skip"})
@@ -21,10 +23,26 @@ time-conditioned, for values if the value is not.
 """
 
 
-def resolve_savings(savings: str | Collection[str]) -> frozenset[str]:
+RESIDENT = frozenset({"duplicates", "parent", "carry"})
+"""Those that need no dictionary on the host, and on a GPU no waiting but for one count a step."""
+
+RESIDENT_DEVICES = {"cuda"}
+"""Where "all" means RESIDENT: waiting for the device costs more than the others save.
+
+Asked for by name, the others work there too, at several waits a step: worth it for a slow denoiser
+or a reward that runs on the host anyway.
+"""
+
+
+def stays_resident(savings: frozenset[str], device: torch.device) -> bool:
+    """Whether a run keeps everything it knows on the device."""
+    return device.type in RESIDENT_DEVICES and savings <= RESIDENT
+
+
+def resolve_savings(savings: str | Collection[str], device: torch.device) -> frozenset[str]:
     """Return the set for "all", "none" or a collection of names, or raise ArgumentError."""
     if savings == "all":
-        return ALL
+        return RESIDENT if device.type in RESIDENT_DEVICES else ALL
     if savings == "none":
         return frozenset()
     chosen = frozenset([savings] if isinstance(savings, str) else savings)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from fastguide import ops
-from fastguide.errors import DtypeError, NonFiniteError, ShapeError
+from fastguide.errors import DtypeError, ShapeError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.cost import Cost
+from fastguide.evaluation.models import score_fault
 from fastguide.evaluation.rows import Rows, mix_tag, row_bytes
 
 Tensor = torch.Tensor
@@ -126,7 +127,7 @@ class Scorer:
             if time is not None:
                 arguments.append(torch.full((len(index),), time, device=samples.device))
             cond = {name: value[tag[index]] for name, value in self._cond.items()}
-            return self._checked(self._function(*arguments, **cond), len(index))
+            return checked_scores(self._function(*arguments, **cond), self._label, len(index))
 
         with self._cost.timed("reward"):
             scores = call_in_chunks(
@@ -140,27 +141,6 @@ class Scorer:
         self._cost.reward_rows += samples.shape[0]
         return scores.to(samples.device)
 
-    def _checked(self, scores: Any, rows: int) -> Tensor:
-        if not isinstance(scores, torch.Tensor):
-            try:
-                scores = torch.as_tensor(np.asarray(scores, dtype=np.float64))
-            except (TypeError, ValueError) as error:
-                raise DtypeError(
-                    f"{self._label} must return {rows} numbers (tensor, array or list), got "
-                    f"{type(scores).__name__}"
-                ) from error
-        if scores.dtype == torch.bool or scores.is_complex():
-            raise DtypeError(f"{self._label} must return real numbers, got {scores.dtype}")
-        if scores.shape != (rows,):
-            hint = (
-                "; drop the last dimension with .squeeze(-1)" if scores.shape == (rows, 1) else ""
-            )
-            raise ShapeError(
-                f"{self._label} must return one number per row, [{rows}], got "
-                f"{list(scores.shape)}{hint}"
-            )
-        return scores.detach().double()
-
     def _check_finite(self, scores: Tensor, owner: Tensor, rows: Rows, step: int) -> None:
         invalid = ~scores.isfinite()
         if not bool(invalid.any()):
@@ -169,11 +149,8 @@ class Scorer:
             scores[invalid] = float("-inf")
             return
         row = int(invalid.nonzero()[0])
-        raise NonFiniteError(
-            f"{self._label} returned {float(scores[row])} at step {step} for "
-            f"{rows.name(int(owner[row]))}; return a finite number, or pass "
-            "on_invalid='reject' to give such candidates zero weight"
-        )
+        name = rows.name(int(owner[row]))
+        raise score_fault(self._label, float(scores[row]), step, name)
 
     def _recall(self, name: bytes) -> float | None:
         score = self._known.get(name)
@@ -185,3 +162,23 @@ class Scorer:
         most = self._cache_bytes // (key_bytes + 150)  # a dictionary entry costs about 150 bytes
         while len(self._known) > most:
             self._known.popitem(last=False)
+
+
+def checked_scores(scores: Any, label: str, rows: int) -> Tensor:
+    """What a reward or value returned for `rows` rows, as [rows] float64, or an error by name."""
+    if not isinstance(scores, torch.Tensor):
+        try:
+            scores = torch.as_tensor(np.asarray(scores, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise DtypeError(
+                f"{label} must return {rows} numbers (tensor, array or list), got "
+                f"{type(scores).__name__}"
+            ) from error
+    if scores.dtype == torch.bool or scores.is_complex():
+        raise DtypeError(f"{label} must return real numbers, got {scores.dtype}")
+    if scores.shape != (rows,):
+        hint = "; drop the last dimension with .squeeze(-1)" if scores.shape == (rows, 1) else ""
+        raise ShapeError(
+            f"{label} must return one number per row, [{rows}], got {list(scores.shape)}{hint}"
+        )
+    return scores.detach().double()

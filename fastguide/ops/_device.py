@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -15,16 +15,27 @@ INTEGER_SCALARS = frozenset({"seed", "step"})
 
 
 class DeferredFaults:
-    """Faults that launches noted on the device since the last check.
+    """Faults that launches noted on a device since the last check.
+
+    Args:
+        device: where the tensors live.
 
     Attributes:
         records: int64 tensor on the device; a host that waits for another number anyway may copy it
-            along and call `check` only if it changed.
+            along, and call `check` only if `noted` says so.
     """
 
-    def __init__(self, faults: device_faults.DeviceFaults) -> None:
-        self._faults = faults
-        self.records = faults.records
+    def __init__(self, device: torch.device | str) -> None:
+        self._faults = device_faults.DeviceFaults(torch.device(device))
+        self.records = self._faults.records
+
+    def collect(self) -> AbstractContextManager[None]:
+        """Inside, CUDA kernels on this thread note a bad input here and the host does not wait."""
+        return device_faults.deferred(self._faults)
+
+    def noted(self, words: Sequence[int]) -> bool:
+        """Whether `records`, flattened and copied to the host, hold a fault."""
+        return any(word != device_faults.EMPTY for word in words[::4])
 
     def check(self) -> None:
         """Wait for the current stream, then raise the first fault that an op noted, if any."""
@@ -46,10 +57,10 @@ def deferred_faults(device: torch.device | str) -> Iterator[DeferredFaults]:
     Raises:
         FastguideError: at `check()` or on leaving, what an op would have raised at once.
     """
-    with device_faults.deferred(torch.device(device)) as faults:
-        found = DeferredFaults(faults)
+    found = DeferredFaults(device)
+    with found.collect():
         yield found
-    capturing = faults.records.is_cuda and torch.cuda.is_current_stream_capturing()
+    capturing = found.records.is_cuda and torch.cuda.is_current_stream_capturing()
     if not capturing:
         found.check()
 

@@ -187,7 +187,8 @@ class Sampler:
             try:
                 for current in run:
                     bar.update()
-                    if progress and self.reward is not None and bar.n % 8 == 0:
+                    shown = progress and self.reward is not None and not run.resident
+                    if shown and bar.n % 8 == 0:
                         bar.set_postfix_str(_headline(current), refresh=False)
                     if callback is not None and callback(current.step - 1, current) is False:
                         run.stopped = "callback"
@@ -296,7 +297,7 @@ class Sampler:
             prompt=prompt,
             cond=_check_cond(cond or {}, num_samples, device),
             limits=Limits(max_rows, fixed_rows),
-            savings=resolve_savings(savings),
+            savings=resolve_savings(savings, device),
             cache_bytes=cache_bytes,
             small_shards=small_shards,
         )

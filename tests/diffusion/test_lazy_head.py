@@ -222,9 +222,13 @@ def test_non_finite_numbers_name_step_and_chain() -> None:
     def broken(hidden: torch.Tensor) -> torch.Tensor:
         return torch.full((len(hidden), V), torch.nan)
 
-    with pytest.raises(NonFiniteError, match=r"head returned NaN.* at step 0 for chain \d, candidate"):
+    with pytest.raises(
+        NonFiniteError, match=r"head returned NaN.* at step 0 for chain \d, candidate"
+    ):
         sample(fg.MaskedDiffusion(Body(), L, V, head=broken))
-    with pytest.raises(NonFiniteError, match=r"denoiser returned NaN.* at step 0 for chain \d, candidate"):
+    with pytest.raises(
+        NonFiniteError, match=r"denoiser returned NaN.* at step 0 for chain \d, candidate"
+    ):
         sample(
             fg.MaskedDiffusion(
                 lambda x, t: torch.full((len(x), L, 2), torch.nan), L, V, head=Head()
