@@ -27,6 +27,10 @@ class NonFiniteError(FastguideError, ValueError):
     """A denoiser, value or reward returned NaN or infinity; says at which step and chain."""
 
 
+class RewardError(FastguideError, RuntimeError):
+    """A per-sample reward raised, or its worker process died; names the sample."""
+
+
 class BackendError(FastguideError, RuntimeError):
     """A forced backend cannot serve, or the native extension is missing."""
 

@@ -14,7 +14,7 @@ import torch
 
 import fastguide as fg
 from fastguide import report, zoo
-from fastguide.cli import base, doctor, main, selftest
+from fastguide.cli import base, main
 from fastguide.errors import ArgumentError, CheckpointError
 from fastguide.zoo import train_utr
 
@@ -264,68 +264,6 @@ def test_interrupted_compare_keeps_finished_methods(tmp_path, monkeypatch, capsy
     kept = tmp_path / "results" / "unguided"
     assert f"stopped; kept the results of finished methods: {kept}" in capsys.readouterr().err
     assert len(fg.Result.load(kept)) == 4
-
-
-def test_doctor_finds_all_well(capsys):
-    assert run("doctor") == 0
-    shown = capsys.readouterr().out
-    for text in (fg.__version__, torch.__version__, "processor", "vector units", "extra [plot]"):
-        assert text in shown
-    for op in fg.ops.backends():
-        assert op in shown
-    assert "BROKEN" not in shown
-    assert shown.endswith("Everything works.\n")
-
-
-def test_doctor_without_extension(monkeypatch, capsys):
-    """A source tree that was not built."""
-    from fastguide.ops import _backend
-
-    monkeypatch.delenv("FASTGUIDE_BACKEND", raising=False)
-    monkeypatch.setattr(_backend, "_native", None)
-    monkeypatch.setitem(sys.modules, "fastguide.kernels.cpu", None)
-    assert run("doctor") == 1
-    shown = capsys.readouterr().out
-    assert "nothing serves philox_uniform" in " ".join(shown.split())
-    assert "BROKEN  self-test: guided run" in shown
-    assert "pip install -e . --no-build-isolation" in shown
-
-
-def test_doctor_on_the_reference(capsys):
-    with fg.use_backend("reference"):
-        assert run("doctor") == 0
-    assert "reference serves philox_uniform" in " ".join(capsys.readouterr().out.split())
-
-
-def test_doctor_with_an_unknown_backend(monkeypatch, capsys):
-    monkeypatch.setenv("FASTGUIDE_BACKEND", "fpga")
-    assert run("doctor") == 1
-    assert "unknown backend 'fpga'; use 'cpp' or 'reference'" in capsys.readouterr().out
-
-
-def test_doctor_with_tampered_weights(monkeypatch, capsys):
-    def load(name):
-        raise CheckpointError("guide.safetensors was changed or damaged; reinstall fastguide")
-
-    monkeypatch.setattr(zoo, "load", load)
-    assert run("doctor") == 1
-    shown = capsys.readouterr().out
-    assert "BROKEN  weights of tiny" in shown
-    assert "- weights of tiny: guide.safetensors was changed or damaged" in shown
-
-
-def test_doctor_with_wrong_answers(monkeypatch, capsys):
-    monkeypatch.setattr(selftest, "TINY", (1, 2, 3))
-    assert run("doctor") == 1
-    shown = capsys.readouterr().out
-    assert "BROKEN  self-test: guided run" in shown
-    assert "due (1, 2, 3)" in " ".join(shown.split())
-    assert "FASTGUIDE_CPU=baseline" in shown
-
-
-def test_doctor_names_absent_extras(monkeypatch):
-    monkeypatch.setattr(doctor, "EXTRAS", {"gpu": ("no_such_module",)})
-    assert dict(doctor.facts())["extra [gpu]"] == "no_such_module absent"
 
 
 def test_bars_need_a_terminal():

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from fastguide import ops, report, zoo
+from fastguide import nn, ops, report, zoo
 from fastguide.cli import selftest
 from fastguide.cli.base import Command
 from fastguide.errors import FastguideError
@@ -22,15 +24,19 @@ from fastguide.errors import FastguideError
 EXTRAS = {
     "plot": ("matplotlib",),
     "numba": ("numba",),
-    "gpu": ("triton", "cupy"),
+    "gpu": ("triton", "cupy", "xformers"),
 }
 """Optional dependencies by the extra that brings them."""
 
 VECTOR_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "asimd")
-LABEL, WIDTH = 26, 110
+LABEL, WIDTH = 24, 80
 """Characters of a check's name and of a line."""
 
 VARIABLES = ("FASTGUIDE_BACKEND", "FASTGUIDE_CPU", "FASTGUIDE_DATA")
+DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+DISPATCH = "instruction set "
+"""How the reason of the C++ backend starts."""
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -47,17 +53,18 @@ class Check:
 class Doctor(Command):
     """Check the installation, and print what a bug report should hold.
 
-    Prints versions, processor, threads and the backend of every op; verifies the shipped weights;
-    and runs a self-test of known answers. Exit code 0: all is well; 1: something is broken, with
-    its fix.
+    Prints versions, processor, GPU and driver, and the backend of every op on CPU and CUDA, with
+    why no other one; verifies the shipped weights; and runs a self-test of known answers on the
+    CPU, and on the GPU if there is one (which compiles its kernels the first time). Exit code 0:
+    all is well; 1: something is broken, with its fix.
     """
 
     def run(self) -> bool:
-        """Print facts, then checks, then the verdict."""
-        lines = dict(facts())
-        width = max(len(name) for name in lines)
-        for name, value in lines.items():
-            print(f"{name.ljust(width)}  {value}")
+        """Print facts, then backends, then checks, then the verdict."""
+        _print_table(facts())
+        print()
+        for line in served():
+            print(line)
         print()
         checks = []
         for check in _checks():
@@ -71,7 +78,7 @@ class Doctor(Command):
             return True
         print(f"{len(broken)} of {len(checks)} checks failed:")
         for check in broken:
-            print(f"- {check.name}: {check.fix}")
+            print(_wrapped("- ", f"{check.name}: {check.fix}"))
         return False
 
 
@@ -82,49 +89,98 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "python", f"{here['python']} ({platform.python_implementation()})"
     yield "torch", here["torch"]
     yield "numpy", here["numpy"]
+    owners = metadata.packages_distributions()
+    for extra, modules in EXTRAS.items():
+        yield f"extra [{extra}]", ", ".join(_installed(module, owners) for module in modules)
     yield "system", here["system"]
     yield "processor", f"{here['processor']}, {here['cores']} cores"
     yield "vector units", _vector_units()
+    yield "C++ kernels", _dispatch()
     yield "threads", str(here["threads"])
-    for extra, modules in EXTRAS.items():
-        yield f"extra [{extra}]", ", ".join(_installed(module) for module in modules)
+    gpus, why_none = _gpus()
+    for gpu in gpus or [f"none: {why_none}"]:
+        yield "GPU", gpu
+    yield "GPU driver", _driver()
     for name in VARIABLES:
         yield name, os.environ.get(name, "not set")
 
 
+def served() -> Iterator[str]:
+    """Lines that say which backend serves each op on each device, and why no other one."""
+    try:
+        tables = {device: ops.backends(device) for device in DEVICES}
+    except FastguideError as error:
+        yield _wrapped("backends  ", str(error))
+        return
+    for device in DEVICES:
+        # bfloat16: what a GPU would be given
+        tables[device]["nn.attention"] = nn.attention_backend(device, torch.bfloat16)
+    width = max(map(len, tables["cpu"])) + 2
+    yield f"{'backend of':<{width}}{'on CPU':<12}on CUDA"
+    for op in tables["cpu"]:
+        yield f"{op:<{width}}{tables['cpu'][op][0]:<12}{tables['cuda'][op][0]}"
+    for device, table in tables.items():
+        yield f"why, on {DEVICES[device]}:"
+        for reason, names in _reasons(table).items():
+            if reason.startswith(DISPATCH):
+                continue
+            most = len(names) >= len(table) - 1  # all, or all ops of ours
+            yield _wrapped("- ", reason if most else f"{reason} ({', '.join(names)})")
+
+
+def _reasons(table: dict[str, tuple[str, str]]) -> dict[str, list[str]]:
+    """Each clause of the reasons, without an op's name, and the ops that it holds for."""
+    found: dict[str, list[str]] = {}
+    for op, (_, why) in table.items():
+        for clause in re.sub(rf"( for {op}|^{op}: )", "", why).split("; "):
+            found.setdefault(re.sub(r", got .*", "", clause), []).append(op)
+    return found
+
+
 def _checks() -> Iterator[Check]:
-    yield _backends()
+    devices = ["cpu", "cuda"] if _gpus()[0] else ["cpu"]
+    for device in devices:
+        yield _backends(device)
     for name in zoo.names():
         yield _weights(name)
-    for name, test in selftest.TESTS.items():
-        yield _run(name, test)
+    for device in devices:
+        for name, test in selftest.TESTS.items():
+            yield _run(name, test, device)
+
+
+def _print_table(rows: Iterator[tuple[str, str]]) -> None:
+    lines = list(rows)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(_wrapped(f"{name.ljust(width)}  ", value))
 
 
 def _wrapped(label: str, text: str) -> str:
     """Text beside a label, broken at blanks."""
     indent = " " * len(label)
     return textwrap.fill(
-        text, WIDTH, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False
+        text,
+        WIDTH,
+        initial_indent=label,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
-def _backends() -> Check:
-    """All ops are served by one backend, or the line names those that are not."""
+def _backends(device: str) -> Check:
+    """All ops are served, or the line names those that are not."""
+    label = f"backends on {DEVICES[device]}"
     try:
-        served = ops.backends()
+        table = ops.backends(device)
     except FastguideError as error:
-        return Check("backends", False, "none", str(error))
-    kinds: dict[tuple[str, str], list[str]] = {}
-    for op, state in served.items():
-        kinds.setdefault(state, []).append(op)
-    text = "; ".join(
-        f"{backend} serves {', '.join(names)} ({why})"
-        if backend != "none"
-        else f"nothing serves {', '.join(names)}"
-        for (backend, why), names in kinds.items()
-    )
-    missing = [why for backend, why in kinds if backend == "none"]
-    return Check("backends", not missing, text, "; ".join(missing))
+        return Check(label, False, "none", str(error))
+    missing = [op for op, (backend, _) in table.items() if backend == "none"]
+    if not missing:
+        names = sorted({backend for backend, _ in table.values()})
+        return Check(label, True, f"{' and '.join(names)}, for all {len(table)} ops")
+    reasons = "; ".join(_reasons({op: table[op] for op in missing}))
+    return Check(label, False, f"nothing serves {', '.join(missing)}", reasons)
 
 
 def _weights(name: str) -> Check:
@@ -138,11 +194,11 @@ def _weights(name: str) -> Check:
     return Check(label, True, f"SHA-256 as in the card: {hashes}")
 
 
-def _run(name: str, test: Callable[[], None]) -> Check:
-    label = f"self-test: {name}"
+def _run(name: str, test: Callable[[torch.device], None], device: str) -> Check:
+    label = f"{name}, {DEVICES[device]}"
     start = time.perf_counter()
     try:
-        test()
+        test(torch.device(device))
     except FastguideError as error:
         return Check(label, False, "did not run", str(error))
     except AssertionError as error:
@@ -153,14 +209,54 @@ def _run(name: str, test: Callable[[], None]) -> Check:
             "this machine computes something else than it should; rebuild the extension, try "
             "FASTGUIDE_CPU=baseline, and report this output",
         )
-    return Check(label, True, f"as expected ({time.perf_counter() - start:.2f} s)")
+    return Check(label, True, f"as it should be ({time.perf_counter() - start:.2f} s)")
 
 
-def _installed(module: str) -> str:
+def _installed(module: str, owners: Mapping[str, list[str]]) -> str:
     if importlib.util.find_spec(module) is None:
         return f"{module} absent"
-    owners = metadata.packages_distributions().get(module, [])
-    return f"{module} {metadata.version(owners[0])}" if owners else f"{module} present"
+    names = owners.get(module)
+    return f"{module} {metadata.version(names[0])}" if names else f"{module} present"
+
+
+def _gpus() -> tuple[list[str], str]:
+    """Each CUDA device in words, and why there is none."""
+    version = torch.version.cuda
+    if version is None:
+        return [], f"torch {torch.__version__} is built without CUDA; install a CUDA build"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        told = "; ".join(str(warning.message).partition(" (")[0] for warning in caught)
+        found = "finds no device" if DRIVER.exists() else "finds no NVIDIA driver"
+        return [], told or f"torch, built for CUDA {version}, {found}"
+    gpus = []
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        gpus.append(
+            f"{device.name}, {device.total_memory / 2**30:.0f} GiB, compute capability "
+            f"{device.major}.{device.minor}; torch is built for CUDA {version}"
+        )
+    return gpus, ""
+
+
+def _driver() -> str:
+    try:
+        text = DRIVER.read_text(encoding="utf-8")
+    except OSError:
+        return "none found"
+    version = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return f"NVIDIA {version[0]}" if version else text.splitlines()[0]
+
+
+def _dispatch() -> str:
+    try:
+        reasons = _reasons(ops.backends())
+    except FastguideError:
+        reasons = {}
+    level = next((reason for reason in reasons if reason.startswith(DISPATCH)), None)
+    return level or "not in use"
 
 
 def _vector_units() -> str:

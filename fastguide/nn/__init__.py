@@ -1,7 +1,17 @@
 """The small denoisers and oracles that the zoo uses."""
 
+from fastguide.nn.attention import attention, attention_backend, packed_attention
 from fastguide.nn.denoiser import MaskedDenoiser
 from fastguide.nn.layers import count_flops, fuse_norms
 from fastguide.nn.oracle import Ensemble, SequenceRegressor
 
-__all__ = ["Ensemble", "MaskedDenoiser", "SequenceRegressor", "count_flops", "fuse_norms"]
+__all__ = [
+    "Ensemble",
+    "MaskedDenoiser",
+    "SequenceRegressor",
+    "attention",
+    "attention_backend",
+    "count_flops",
+    "fuse_norms",
+    "packed_attention",
+]

@@ -157,13 +157,14 @@ def _why_not(backend: str, op: str, device: str) -> str | None:
     if backend == "cpp":
         return None if device == "cpu" else f"serves CPU tensors only, got a tensor on {device}"
     module, served = ("triton", TRITON_OPS) if backend == "triton" else ("cupy", CUDA_OPS)
+    interpreted = device == "cpu" and backend == "triton" and _interpreting()
+    if device != "cuda" and not interpreted:
+        return f"serves CUDA tensors only, got a tensor on {device}"
     if op not in served:
         return f"has no kernel for {op}"
     if importlib.util.find_spec(module) is None:
         return f"needs {module}, which is not installed: {GPU_FIX}"
-    if device == "cuda" or (device == "cpu" and backend == "triton" and _interpreting()):
-        return None
-    return f"serves CUDA tensors only, got a tensor on {device}"
+    return None
 
 
 def _interpreting() -> bool:
@@ -240,10 +241,10 @@ def _state(op: str, device: str) -> tuple[str, str]:
         level = native().cpu_level() if backend == "cpp" else ""
     except BackendError as error:
         return "none", str(error)
-    if backend == "cpp":
-        return "cpp", f"instruction set {level}; reference serves on request only"
     if forced_backend() == backend:
-        return backend, "forced; the device would choose if it were not"
-    why = _why_not("cuda", op, device)
-    others = "" if backend == "cuda" else f"backend 'cuda' {why}; "
-    return backend, f"{others}reference serves on request only"
+        return backend, f"forced by {ENVIRONMENT_VARIABLE} or use_backend"
+    reasons = [f"instruction set {level}"] if level else []
+    for other in BACKENDS:
+        if other != backend:
+            reasons.append(f"{other} {_why_not(other, op, device) or 'serves on request only'}")
+    return backend, "; ".join(reasons)
