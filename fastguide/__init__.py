@@ -19,22 +19,48 @@ from fastguide import (
     values,
     zoo,
 )
-from fastguide.diffusion import MaskedDiffusion
+from fastguide.diffusion import (
+    FlowMatching,
+    GaussianDiffusion,
+    KarrasDiffusion,
+    MaskedDiffusion,
+)
 from fastguide.errors import FastguideError
 from fastguide.evaluation import Cost
 from fastguide.ops import use_backend
 from fastguide.result import Result
-from fastguide.samplers import SVDD, BestOfN, Unguided
+from fastguide.samplers import (
+    SMC,
+    SVDD,
+    SVDDR,
+    BeamSearch,
+    BestOfN,
+    BlockwiseBestOfN,
+    FKSteering,
+    NestedSMC,
+    ScheduledSearch,
+    Unguided,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SMC",
     "SVDD",
+    "SVDDR",
+    "BeamSearch",
     "BestOfN",
+    "BlockwiseBestOfN",
     "Cost",
+    "FKSteering",
     "FastguideError",
+    "FlowMatching",
+    "GaussianDiffusion",
+    "KarrasDiffusion",
     "MaskedDiffusion",
+    "NestedSMC",
     "Result",
+    "ScheduledSearch",
     "Unguided",
     "diffusion",
     "engine",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from fastguide.diffusion import Batch, Diffusion, Step
+from fastguide.diffusion import Batch, Step
 from fastguide.errors import CheckpointError, NonFiniteError
 from fastguide.evaluation import (
     Cost,
@@ -20,6 +20,7 @@ from fastguide.evaluation import (
     stays_resident,
     unique_conditions,
 )
+from fastguide.policy import Policy, Selection
 from fastguide.result import Result, Trace
 
 Tensor = torch.Tensor
@@ -30,59 +31,9 @@ SHARD_BYTES = 64 * 2**20
 CHECKPOINT_CHAINS = 64
 """Most chains of a shard when a run may stop early, so that little unfinished work is lost."""
 
+_MEMORY = "memory."
+
 _ROWS = ("denoiser_rows", "denoiser_rows_requested", "reward_rows", "reward_rows_requested")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a policy chooses from: R rows with K candidates each.
-
-    Attributes:
-        step: the transition.   seed: of the stream.
-        chains, particles: [R] int64, the counters of the draws.
-        values: [R, K] float64, -inf for invalid candidates.
-    """
-
-    step: Step
-    seed: int
-    chains: Tensor
-    particles: Tensor
-    values: Tensor
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A policy's answer.
-
-    Attributes:
-        index: [R] int64 into the R*K candidates (row-major).
-        ess: [R] float64 effective number of candidates.
-        valid: [R] bool, False where every candidate was invalid.
-    """
-
-    index: Tensor
-    ess: Tensor
-    valid: Tensor
-
-
-class Policy(Protocol):
-    """A sampling method, as the engine sees it: N chains of P particles with K candidates."""
-
-    diffusion: Diffusion
-    reward: Any
-    value: Any
-    num_particles: int
-    num_candidates: int
-    on_invalid: str
-
-    def scores(self, step: Step, num_candidates: int) -> bool:
-        """Whether candidates of this step must be scored."""
-
-    def select(self, selection: Selection) -> Choice:
-        """Choose the next states among scored candidates."""
-
-    def finish(self, rewards: Tensor | None, num_chains: int) -> Tensor:
-        """[N] int64: which of the N*P final states (row-major) each chain returns."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +122,7 @@ class Run:
         self._evaluator.recall(self._state.memory)
         self._elapsed = self.cost.seconds["total"]
         self._rows: Rows | None = None
+        self._memory: dict[str, Tensor] = {}
         self.stopped: str | None = None
 
     @property
@@ -234,6 +186,9 @@ class Run:
             keys = state.rows.get("keys")
             batch.keys = None if keys is None else keys.to(device)
             value = state.rows["value"].to(device)
+        self._memory = self._policy.memory(len(local))
+        if state.rows is not None:
+            self._memory = {name: state.rows[_MEMORY + name].to(device) for name in self._memory}
         self._rows = Rows(
             batch,
             chain=chains[spread],
@@ -252,7 +207,7 @@ class Run:
         evaluator.denoise(rows, step.time, step.index)
         evaluator.check_proposable(rows, step.index)
         settled = "skip" in savings and not bool((rows.slot > 0).any())
-        count = policy.num_candidates if step.varies and not settled else 1
+        count = policy.width(step) if step.varies and not settled else 1
         if settled:  # nothing is masked: every candidate would be the state itself
             batch, changed = rows.batch, torch.zeros((len(rows), 1), device=rows.slot.device)
         else:
@@ -277,7 +232,7 @@ class Run:
             candidates.value = evaluator.values(policy.value, candidates, step)
         record = {"ess": torch.nan, "invalid": 0}
         index = torch.arange(len(rows), device=rows.slot.device) * count
-        idle = "skip" in savings and not bool(changed.any())
+        idle = "skip" in savings and not policy.couples and not bool(changed.any())
         if policy.scores(step, count) and not idle:
             index = self._select(rows, candidates, step, record)
         with evaluator.cost.timed("kernels"):
@@ -308,9 +263,10 @@ class Run:
 
     def _select(self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]) -> Tensor:
         values = candidates.value.view(len(rows), -1)
-        selection = Selection(step, self._plan.seed, rows.chain, rows.candidate, values)
+        selection = self._selection(rows, values, step)
         with self._evaluator.cost.timed("kernels"):
             choice = self._policy.select(selection)
+        self._memory = choice.memory
         record["ess"] = choice.ess.mean()
         record["invalid"] = (~choice.valid).sum()
         if self._evaluator.resident:
@@ -323,6 +279,9 @@ class Run:
                 "them; fix it for such inputs, or raise num_candidates"
             )
         return choice.index
+
+    def _selection(self, rows: Rows, values: Tensor, step: Step) -> Selection:
+        return Selection(step, self._plan.seed, rows.chain, rows.candidate, values, self._memory)
 
     def _record(
         self, step: Step, moved: Rows, record: dict[str, Any], before: dict[str, int]
@@ -339,6 +298,7 @@ class Run:
         assert rows is not None
         self.cost.finish(self._elapsed)
         state.rows = {"x": rows.batch.x, "value": rows.value}
+        state.rows |= {_MEMORY + name: kept for name, kept in self._memory.items()}
         if rows.batch.keys is not None:
             state.rows["keys"] = rows.batch.keys
 
@@ -354,20 +314,24 @@ class Run:
         chains = len(rows) // policy.num_particles
         # the last step is clean, so its values are the rewards
         rewards = None if policy.reward is None else rows.value
-        index = policy.finish(rewards, chains)
+        selection = self._selection(rows, rows.value[:, None], self._steps[-1])
+        final = policy.finish(rewards, selection)
+        index = final.index
         if rewards is not None and not bool(rewards[index].isfinite().all()):
             bad = index[(~rewards[index].isfinite()).nonzero()[0, 0]]
             raise NonFiniteError(
                 f"the reward of the final sample of chain {int(rows.chain[bad])} is not finite and "
                 "there is no valid one to return instead; fix the reward for such inputs"
             )
-        state.finished.append(
-            {
-                "samples": rows.batch.x[index],
-                "rewards": None if rewards is None else rewards[index].float(),
-                "trace": vars(self._trace(state.partial, index)),
-            }
-        )
+        made = {"samples": rows.batch.x[index]}
+        if rewards is not None:
+            made["rewards"] = rewards[index].float()
+        if final.log_weights is not None:
+            made["particles"] = rows.batch.x.unflatten(0, (chains, -1))
+            made["log_weights"] = final.log_weights
+        if final.log_z is not None:
+            made["log_z"] = final.log_z
+        state.finished.append({**made, "trace": vars(self._trace(state.partial, index))})
         state.shard_start += chains
         state.step, state.rows, state.partial = 0, None, []
         self._rows = None
@@ -394,22 +358,26 @@ class Run:
         self.cost.finish(self._elapsed)
         done = state.shard_start
         stopped = None if done == plan.num_samples else self.stopped or "unfinished"
-        if state.finished:
-            samples = torch.cat([part["samples"] for part in state.finished])
-            traces = [Trace(**part["trace"]) for part in state.finished]
-            rewards = None
-            if self._policy.reward is not None:
-                rewards = torch.cat([part["rewards"] for part in state.finished])
-        else:
-            start = self._policy.diffusion.start(torch.arange(0), None, plan.seed)
-            samples, traces = start.x, [self._trace([], torch.arange(0))]
-            rewards = None if self._policy.reward is None else torch.zeros(0)
+        made = (
+            {
+                name: torch.cat([part[name] for part in state.finished])
+                for name in state.finished[0]
+                if name != "trace"
+            }
+            if state.finished
+            else self._nothing()
+        )
+        traces = [Trace(**part["trace"]) for part in state.finished]
         return Result(
-            samples=samples,
-            rewards=rewards,
+            **{"rewards": None, **made},
             chains=torch.arange(plan.first_chain, plan.first_chain + done),
-            trace=Trace.concatenate(traces),
+            trace=Trace.concatenate(traces or [self._trace([], torch.arange(0))]),
             cost=self.cost,
             settings=self._settings,
             stopped=stopped,
         )
+
+    def _nothing(self) -> dict[str, Tensor]:
+        start = self._policy.diffusion.start(torch.arange(0), None, self._plan.seed)
+        empty = {"samples": start.x}
+        return empty if self._policy.reward is None else {**empty, "rewards": torch.zeros(0)}

@@ -21,7 +21,7 @@ FLOORS = (
     ("ops",),
     ("nn", "diffusion"),
     ("evaluation", "distributed"),
-    ("result",),
+    ("result", "policy"),
     ("engine",),
     ("checkpoint",),
     ("values", "rewards"),

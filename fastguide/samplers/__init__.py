@@ -1,8 +1,25 @@
 """Sampling methods: policies over the engine's one loop."""
 
 from fastguide.samplers.base import Sampler
+from fastguide.samplers.beam_search import BeamSearch, ScheduledSearch
 from fastguide.samplers.best_of_n import BestOfN
+from fastguide.samplers.blockwise import BlockwiseBestOfN
+from fastguide.samplers.fk_steering import FKSteering
+from fastguide.samplers.nested_smc import SVDDR, NestedSMC
+from fastguide.samplers.smc import SMC
 from fastguide.samplers.svdd import SVDD
 from fastguide.samplers.unguided import Unguided
 
-__all__ = ["SVDD", "BestOfN", "Sampler", "Unguided"]
+__all__ = [
+    "SMC",
+    "SVDD",
+    "SVDDR",
+    "BeamSearch",
+    "BestOfN",
+    "BlockwiseBestOfN",
+    "FKSteering",
+    "NestedSMC",
+    "Sampler",
+    "ScheduledSearch",
+    "Unguided",
+]

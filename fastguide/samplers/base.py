@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 
 from fastguide.checkpoint import Checkpoint, digest
 from fastguide.diffusion import Diffusion, Step
-from fastguide.engine import Choice, Plan, Run, Selection, State
+from fastguide.engine import Plan, Run, State
 from fastguide.errors import ArgumentError, DtypeError, ShapeError
 from fastguide.evaluation import Limits, resolve_savings
 from fastguide.modes import evaluation_mode
+from fastguide.policy import Choice, Final, Selection
 from fastguide.result import Result
 from fastguide.rng import chain_ids, check_seed, check_step
 from fastguide.values import PosteriorMean
@@ -84,6 +85,16 @@ class Sampler:
 
     # -- the policy, as the engine asks for it ------------------------------------------------
 
+    couples = False
+
+    def width(self, step: Step) -> int:
+        """Candidates per row at this step."""
+        return self.num_candidates
+
+    def memory(self, num_chains: int) -> dict[str, Tensor]:
+        """What `select` is given at the first step."""
+        return {}
+
     def scores(self, step: Step, num_candidates: int) -> bool:
         """Whether the candidates of this step are scored and chosen from."""
         return False
@@ -92,9 +103,9 @@ class Sampler:
         """Choose among scored candidates; only called if `scores` says so."""
         raise AssertionError(f"{type(self).__name__} selects nothing")
 
-    def finish(self, rewards: Tensor | None, num_chains: int) -> Tensor:
-        """[N] int64: which of the N*P final states each chain returns."""
-        return torch.arange(num_chains, device=self.diffusion.device)
+    def finish(self, rewards: Tensor | None, selection: Selection) -> Final:
+        """What each chain returns: its only particle, if nothing else is said."""
+        return Final(torch.arange(len(selection.chains), device=selection.chains.device))
 
     def settings(self) -> dict[str, Any]:
         """The sampler's name and arguments, as kept with results."""
@@ -259,7 +270,7 @@ class Sampler:
         )
 
     def _width(self, step: Step) -> int:
-        return self.num_candidates if step.varies else 1
+        return self.width(step) if step.varies else 1
 
     def _plan(
         self,
@@ -329,6 +340,12 @@ class Sampler:
             "reward": digest(self.reward),
             "diffusion": self.diffusion.settings(),
         }
+
+
+def best_of_each(rewards: Tensor, num_particles: int) -> Tensor:
+    """[N] int64: of rewards [N*P] the place of the best of each P, first on ties."""
+    best = rewards.view(-1, num_particles).argmax(dim=1)
+    return best + torch.arange(len(best), device=best.device) * num_particles
 
 
 def _resolve_value(value: Any, reward: Callable[..., Any] | None) -> Any:

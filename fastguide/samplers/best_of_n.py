@@ -9,7 +9,8 @@ import torch
 
 from fastguide.diffusion import Diffusion
 from fastguide.errors import ArgumentError
-from fastguide.samplers.base import Sampler
+from fastguide.policy import Final, Selection
+from fastguide.samplers.base import Sampler, best_of_each
 
 Tensor = torch.Tensor
 
@@ -38,11 +39,10 @@ class BestOfN(Sampler):
             raise ArgumentError(f"num_candidates must be at least 1, got {num_candidates}")
         super().__init__(diffusion, reward, num_particles=num_candidates, on_invalid=on_invalid)
 
-    def finish(self, rewards: Tensor | None, num_chains: int) -> Tensor:
+    def finish(self, rewards: Tensor | None, selection: Selection) -> Final:
         """The best particle of each chain."""
         assert rewards is not None
-        best = rewards.view(num_chains, -1).argmax(dim=1)
-        return best + torch.arange(num_chains, device=best.device) * self.num_particles
+        return Final(best_of_each(rewards, self.num_particles))
 
     def settings(self) -> dict[str, Any]:
         """The sampler's name and arguments."""

@@ -9,11 +9,30 @@ import torch
 
 from fastguide import ops
 from fastguide.diffusion import Diffusion, Step
-from fastguide.engine import Choice, Selection
 from fastguide.errors import ArgumentError
+from fastguide.policy import Choice, Selection
 from fastguide.samplers.base import Sampler
 
 Tensor = torch.Tensor
+
+
+def choose_within(selection: Selection, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One candidate of each row in proportion to exp(value / alpha), by `ops.select`.
+
+    Returns:
+        index [R] int64 into the R*K candidates; log of the mean weight [R]; ess [R] float64.
+    """
+    values = selection.values
+    index, log_mean_weight, ess, _ = ops.select(
+        values,
+        alpha=alpha,
+        seed=selection.seed,
+        chains=selection.chains,
+        step=selection.step.index,
+        particles=selection.particles,
+    )
+    start = torch.arange(values.shape[0], device=index.device) * values.shape[1]
+    return index + start, log_mean_weight, ess
 
 
 class SVDD(Sampler):
@@ -68,16 +87,7 @@ class SVDD(Sampler):
 
     def select(self, selection: Selection) -> Choice:
         """One candidate per row by `ops.select`."""
-        values = selection.values
-        index, log_mean_weight, ess, _ = ops.select(
-            values,
-            alpha=self.alpha,
-            seed=selection.seed,
-            chains=selection.chains,
-            step=selection.step.index,
-            particles=selection.particles,
-        )
-        index = index + torch.arange(values.shape[0], device=index.device) * values.shape[1]
+        index, log_mean_weight, ess = choose_within(selection, self.alpha)
         return Choice(index, ess, valid=log_mean_weight > float("-inf"))
 
     def settings(self) -> dict[str, Any]:
