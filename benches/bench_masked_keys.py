@@ -7,38 +7,47 @@ entries and the hash is half as wide and easily attacked, so neither computes th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import pytest
 import torch
+from harness import num_bytes
 
 from fastguide import ops
 from fastguide.reference.masked_keys import site_words
 
-R, L, V = 2560, 50, 5
+V = 5
 
 
-def bench_masked_keys(compare: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("r", "length"), [(2560, 50), (32, 1024)])
+def bench_masked_keys(compare: Callable[..., None], r: int, length: int) -> None:
     g = torch.Generator().manual_seed(0)
-    x = torch.randint(0, V, (R, L), generator=g)
-    factors = torch.randint(-(2**62), 2**62, (L,), generator=g)
-    words = site_words(torch.arange(L)[:, None], torch.arange(V)[None, :])
-    sites = torch.arange(L)
+    x = torch.randint(0, V, (r, length), generator=g)
+    factors = torch.randint(-(2**62), 2**62, (length,), generator=g)
+    sites = torch.arange(length)
+    words = site_words(sites[:, None], torch.arange(V)[None, :])
 
     def by_table() -> torch.Tensor:
         picked = words[sites, x]
         key = picked[:, 0].clone()
-        for site in range(1, L):
+        for site in range(1, length):
             key ^= picked[:, site]
         return key
 
+    def by_hash() -> torch.Tensor:
+        return (x * factors).sum(1)
+
     out = ops.masked_keys(x)
+    compiled = torch.compile(by_hash, dynamic=False)
     assert torch.equal(by_table(), out)
+    assert torch.equal(compiled(), by_hash())
     compare(
         "masked_keys",
-        f"R={R} L={L}, int64",
+        f"R={r} L={length}, int64",
         lambda: ops.masked_keys(x, out=out),
         {
             "table lookup, XOR of sites": by_table,
-            "64-bit multiply-add hash": lambda: (x * factors).sum(1),
+            "64-bit multiply-add hash": by_hash,
+            "the hash, torch.compile": compiled,
         },
+        bytes_moved=num_bytes(x, out),
     )

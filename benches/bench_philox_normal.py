@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import pytest
 import torch
+from harness import num_bytes
 
 from fastguide import ops, reference
 from fastguide.rng import Purpose
 from fastguide.testing import assert_matches
 
-N, K, E = 16, 8, 12_288
 
-
-def bench_philox_normal(compare: Callable[..., Any]) -> None:
-    chains = torch.arange(N)
-    out = torch.empty(N, K, E)
+@pytest.mark.parametrize(("n", "k", "e"), [(16, 8, 12_288), (256, 1, 256)])
+def bench_philox_normal(compare: Callable[..., None], n: int, k: int, e: int) -> None:
+    chains = torch.arange(n)
+    out, other = torch.empty(2, n, k, e)
 
     def ours() -> torch.Tensor:
         return ops.philox_normal(
-            1, chains, 2, Purpose.NOISE, num_elements=E, num_candidates=K, out=out
+            1, chains, 2, Purpose.NOISE, num_elements=e, num_candidates=k, out=out
         )
 
-    due = reference.philox_normal(1, chains[:1], 2, Purpose.NOISE, num_elements=E)
+    due = reference.philox_normal(1, chains[:1], 2, Purpose.NOISE, num_elements=e)
     assert_matches("philox_normal", ours()[:1, :1], due)
-    other = torch.empty_like(out)
     compare(
         "philox_normal",
-        f"N={N} K={K} E={E}, float32",
+        f"N={n} K={k} E={e}, float32",
         ours,
-        {"torch.randn": lambda: torch.randn(N, K, E, out=other)},
+        {
+            "torch.randn": lambda: torch.randn(n, k, e, out=other),
+            "torch.compile": torch.compile(lambda: torch.randn(n, k, e), dynamic=False),
+        },
+        bytes_moved=num_bytes(out),
     )

@@ -1,20 +1,22 @@
-"""resample against particles and against a cumulative sum with a search."""
+"""resample against particles, blackjax, and a cumulative sum with a search."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from harness import num_bytes
 
 from fastguide import ops
 from fastguide.reference import SCHEMES
 
 N = 1_000_000
-HAS_PARTICLES = importlib.util.find_spec("particles") is not None
+BLACKJAX_SCHEMES = ("systematic", "stratified", "multinomial", "residual")
 
 
 def log_weights(groups: int, n: int) -> torch.Tensor:
@@ -28,12 +30,37 @@ def ours(log_w: torch.Tensor, scheme: str, **changes: Any) -> Callable[[], torch
     return lambda: ops.resample(log_w, **arguments, out=out).ancestors
 
 
-def peer(log_w: torch.Tensor, scheme: str) -> Callable[[], torch.Tensor]:
-    """The same scheme of `particles`, from the same log-weights."""
+def peers(log_w: torch.Tensor, scheme: str) -> dict[str, Callable[[], torch.Tensor]]:
+    """The same scheme of the packages that are installed, from the same log-weights [1, N]."""
+    found = {}
+    if importlib.util.find_spec("particles"):
+        found["particles"] = of_particles(log_w, scheme)
+    if importlib.util.find_spec("blackjax") and scheme in BLACKJAX_SCHEMES:
+        found["blackjax"] = of_blackjax(log_w, scheme)
+    return found
+
+
+def of_particles(log_w: torch.Tensor, scheme: str) -> Callable[[], torch.Tensor]:
     from particles import resampling
 
     run, array = getattr(resampling, scheme), log_w[0].numpy()
     return lambda: torch.from_numpy(run(resampling.exp_and_normalise(array), len(array)))
+
+
+def of_blackjax(log_w: torch.Tensor, scheme: str) -> Callable[[], torch.Tensor]:
+    """Compiled as a whole. XLA reads its number of threads when jax first runs."""
+    os.environ |= {"NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from blackjax.smc import resampling
+
+    @jax.jit
+    def run(key: jax.Array, array: jax.Array) -> jax.Array:
+        return getattr(resampling, scheme)(key, jax.nn.softmax(array), len(array))
+
+    key, array = jax.random.PRNGKey(0), jax.numpy.asarray(log_w[0].numpy())
+    return lambda: torch.from_dlpack(run(key, array).block_until_ready())
 
 
 def cumsum_searchsorted(log_w: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -64,11 +91,14 @@ def assert_unbiased(log_w: torch.Tensor, ancestors: torch.Tensor, bound: float) 
     assert abs(float(counts[heavy].sum()) / n - share) < 6 * math.sqrt(share * (1 - share) / n)
 
 
-def bench_resample(compare: Callable[..., Any]) -> None:
+def bench_resample(compare: Callable[..., None]) -> None:
     log_w = log_weights(1, N)
-    rivals = {"softmax, cumsum, searchsorted": cumsum_searchsorted(log_w)}
-    if HAS_PARTICLES:
-        rivals["particles"] = peer(log_w, "systematic")
+    lines = cumsum_searchsorted(log_w)
+    rivals = {
+        "softmax, cumsum, searchsorted": lines,
+        "the same, torch.compile": torch.compile(lines, dynamic=False),
+        **peers(log_w, "systematic"),
+    }
     run = ours(log_w, "systematic")
     for draw in (run, *rivals.values()):
         assert_unbiased(log_w, draw(), 1 + 1e-6)
@@ -77,21 +107,28 @@ def bench_resample(compare: Callable[..., Any]) -> None:
         f"systematic, G=1 N={N}, from float64 log-weights",
         run,
         rivals,
+        bytes_moved=num_bytes(log_w, run()),
         due={"softmax, cumsum, searchsorted": 4, "particles": 2},
     )
 
 
-@pytest.mark.skipif(not HAS_PARTICLES, reason="needs particles")
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "systematic"])
-def bench_resample_schemes(compare: Callable[..., Any], scheme: str) -> None:
+def bench_resample_schemes(compare: Callable[..., None], scheme: str) -> None:
     log_w = log_weights(1, N)
-    run, rival = ours(log_w, scheme), peer(log_w, scheme)
-    for draw in (run, rival):
+    run, rivals = ours(log_w, scheme), peers(log_w, scheme)
+    for draw in (run, *rivals.values()):
         assert_unbiased(log_w, draw(), math.inf)
-    compare("resample", f"{scheme}, G=1 N={N}", run, {"particles": rival}, rounds=15)
+    compare(
+        "resample",
+        f"{scheme}, G=1 N={N}",
+        run,
+        rivals,
+        bytes_moved=num_bytes(log_w, run()),
+        rounds=15,
+    )
 
 
-def bench_resample_groups(compare: Callable[..., Any]) -> None:
+def bench_resample_groups(compare: Callable[..., None]) -> None:
     """Many small groups with a test of the effective sample size, and what moves along."""
     groups, n, length = 256, 64, 50
     log_w = log_weights(groups, n)
@@ -112,12 +149,14 @@ def bench_resample_groups(compare: Callable[..., Any]) -> None:
         torch.index_select(states.view(-1, length), 0, rows, out=target.view(-1, length))
         return ancestors
 
-    for draw in (run, eager):
+    compiled = torch.compile(eager, dynamic=False)
+    for draw in (run, eager, compiled):
         assert_unbiased(log_w[:1], draw()[:1], 1 + 1e-9)
     compare(
         "resample",
         f"systematic, G={groups} N={n}, ess threshold, gather of int64 [G, N, {length}]",
         run,
-        {"eager lines": eager},
-        due=None,
+        {"eager lines": eager, "the same, torch.compile": compiled},
+        # What is gathered is read and written.
+        bytes_moved=num_bytes(log_w, run(), states, states),
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from harness import COPY, num_bytes
 
 from fastguide import ops
 from fastguide.testing import chi_square_p
@@ -13,7 +14,7 @@ from fastguide.testing import chi_square_p
 N, K, L, V, ALPHA = 256, 10, 50, 4, 0.1
 
 
-def bench_select(compare: Callable[..., Any]) -> None:
+def bench_select(compare: Callable[..., None]) -> None:
     g = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     values = torch.randn(N, K, generator=g)
@@ -39,22 +40,26 @@ def bench_select(compare: Callable[..., Any]) -> None:
         return index, lme, ess, *gathered, logits.index_select(0, where[rows, index])
 
     out = choose(None)
-    torch.testing.assert_close(out.lme.float(), eager()[1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(out.ess.float(), eager()[2], rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(eager, dynamic=False)
     same = values[:1].expand(N, K) / 10
-    for index in (choose(None, same).index, eager(same)[0]):
+    for other in (eager, compiled):
+        torch.testing.assert_close(out.lme.float(), other(values)[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.ess.float(), other(values)[2], rtol=1e-4, atol=1e-4)
+    for index in (choose(None, same).index, eager(same)[0], compiled(same)[0]):
         law = torch.softmax(same[0] / ALPHA, dim=-1)
         assert chi_square_p(torch.bincount(index, minlength=K), law) > 1e-6
     compare(
         "select",
         f"N={N} K={K}, alpha={ALPHA}, gather of tokens [N, K, {L}], keys, values, logits",
         lambda: choose(out),
-        {"softmax, multinomial, indexing": eager},
+        {"softmax, multinomial, indexing": eager, "the same, torch.compile": compiled},
+        # What is gathered is read and written.
+        bytes_moved=num_bytes(values, out, out.gathered),
         rounds=100,
     )
 
 
-def bench_select_large_rows(compare: Callable[..., Any]) -> None:
+def bench_select_large_rows(compare: Callable[..., None]) -> None:
     """Rows of an image each: the gather is all there is, so a copy of as many bytes bounds it."""
     n, k, d = 1_024, 16, 12_288
     g = torch.Generator().manual_seed(0)
@@ -63,8 +68,7 @@ def bench_select_large_rows(compare: Callable[..., Any]) -> None:
     states = torch.randn(n, k, d)
     flat, chains, rows = states.view(n * k, d), torch.arange(n), torch.arange(n) * k
     out = ops.select(values, alpha=ALPHA, seed=1, chains=chains, step=0, gather=[states])
-    target, copied, source = torch.empty(3, n, d)
-    source.copy_(states[:, 0])
+    target = torch.empty(n, d)
 
     def choose() -> ops.Selection:
         return ops.select(
@@ -82,15 +86,13 @@ def bench_select_large_rows(compare: Callable[..., Any]) -> None:
         "select",
         f"N={n} K={k}, gather of float32 [N, K, {d}] into given outputs",
         choose,
-        {
-            "softmax, multinomial, index_select(out=)": eager,
-            "copy of [N, D] (bound)": lambda: copied.copy_(source),
-        },
-        due={"softmax, multinomial, index_select(out=)": 1, "copy of [N, D] (bound)": 0.85},
+        {"softmax, multinomial, index_select(out=)": eager},
+        bytes_moved=num_bytes(values, out, out.gathered),
+        due={"softmax, multinomial, index_select(out=)": 1, COPY: 0.85},
     )
 
 
-def bench_select_small(compare: Callable[..., Any]) -> None:
+def bench_select_small(compare: Callable[..., None]) -> None:
     """One step of a sampler: three tensors move along with 32 chains, in a loop that plans once."""
     n, k = 32, 10
     g = torch.Generator().manual_seed(0)
@@ -108,6 +110,9 @@ def bench_select_small(compare: Callable[..., Any]) -> None:
     plan = ops.plan_select(values, **arguments)
     out = ops.select(values, **arguments, step=3)
 
+    def checked() -> ops.Selection:
+        return ops.select(values, **arguments, step=3, out=out)
+
     def eager() -> None:
         w = torch.softmax(values / ALPHA, dim=-1)
         index = rows + torch.multinomial(w, 1).squeeze(-1)
@@ -123,8 +128,10 @@ def bench_select_small(compare: Callable[..., Any]) -> None:
         lambda: plan(3),
         {
             "softmax, multinomial, index_select(out=) x3": eager,
-            "ours, checked at every call": lambda: ops.select(values, **arguments, step=3, out=out),
+            "ours, checked at every call": checked,
         },
+        reference=checked,
+        bytes_moved=num_bytes(values, out, out.gathered),
         due={"softmax, multinomial, index_select(out=) x3": 5},
         rounds=400,
     )

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
+import pytest
 import torch
+from harness import num_bytes
 
 from fastguide import ops
 
-R, S, ALPHA = 2560, 4, 0.1
+ALPHA = 0.1
 
 
-def bench_soft_value(compare: Callable[..., Any]) -> None:
-    values = torch.randn(R, S, generator=torch.Generator().manual_seed(0))
-    out = torch.empty(R)
+@pytest.mark.parametrize(("r", "s"), [(2560, 4), (256, 64)])
+def bench_soft_value(compare: Callable[..., None], r: int, s: int) -> None:
+    values = torch.randn(r, s, generator=torch.Generator().manual_seed(0))
+    out = torch.empty(r)
 
     def eager() -> torch.Tensor:
         v = values.double() / ALPHA
-        return (ALPHA * (v.logsumexp(-1) - math.log(S))).float()
+        return (ALPHA * (v.logsumexp(-1) - math.log(s))).float()
 
     def eager_float32() -> torch.Tensor:
-        return ALPHA * ((values / ALPHA).logsumexp(-1) - math.log(S))
+        return ALPHA * ((values / ALPHA).logsumexp(-1) - math.log(s))
 
-    torch.testing.assert_close(ops.soft_value(values, ALPHA), eager())
+    compiled = torch.compile(eager, dynamic=False)
+    for other in (eager, compiled):
+        torch.testing.assert_close(ops.soft_value(values, ALPHA), other())
     compare(
         "soft_value",
-        f"R={R} S={S}, log-mean-exp, float32",
+        f"R={r} S={s}, log-mean-exp, float32",
         lambda: ops.soft_value(values, ALPHA, out=out),
-        {"logsumexp in float64": eager, "logsumexp in float32": eager_float32},
+        {
+            "logsumexp in float64": eager,
+            "logsumexp in float64, torch.compile": compiled,
+            "logsumexp in float32": eager_float32,
+        },
+        bytes_moved=num_bytes(values, out),
         rounds=100,
     )

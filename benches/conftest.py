@@ -13,20 +13,26 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RECORDS, ROUNDS, compared, interleaved, table, threads
+from harness import RECORDS, ROUNDS, measured, promises, table, threads
 
 from fastguide import ops
 
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.fixture
-def compare(benchmark: Any) -> Callable[..., dict[str, Any]]:
-    """Time ours against rivals and keep the record.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """torch.compile and the packages of rivals warn about matters of their own."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
 
-    compare(op, setting, ours, rivals, due={rival: ratio}, num_threads=1): the ratio of a rival is
-    its time over ours; `due` is what the project promises, shown beside it. The record goes to the
-    table after the run; pytest-benchmark's own table times ours alone, with warm caches.
+
+@pytest.fixture
+def compare(benchmark: Any) -> Callable[..., None]:
+    """Time ours against rivals (`harness.measured`) and keep the record.
+
+    The record goes to the tables after the run and to the JSON; pytest-benchmark's own table times
+    ours alone, with warm caches.
     """
 
     def run(
@@ -35,17 +41,16 @@ def compare(benchmark: Any) -> Callable[..., dict[str, Any]]:
         ours: Callable[[], Any],
         rivals: Mapping[str, Callable[[], Any]],
         *,
-        due: Mapping[str, float] | None = None,
         rounds: int = ROUNDS,
         num_threads: int = 1,
-    ) -> dict[str, Any]:
-        timings = interleaved({"fastguide": ours, **rivals}, rounds=rounds, num_threads=num_threads)
-        record = compared(op, setting, timings, due=due, rounds=rounds, num_threads=num_threads)
+        **details: Any,
+    ) -> None:
+        details |= dict(rounds=rounds, num_threads=num_threads)
+        record = measured(op, setting, ours, rivals, **details)
         RECORDS.append(record)
         benchmark.extra_info.setdefault("records", []).append(record)
         with threads(num_threads):
             benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
-        return record
 
     return run
 
@@ -55,6 +60,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line("")
         for line in table(record):
             terminalreporter.write_line(line)
+    terminalreporter.write_line("")
+    for line in promises(RECORDS):
+        terminalreporter.write_line(line)
 
 
 def cpu_name() -> str:

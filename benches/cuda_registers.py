@@ -1,6 +1,8 @@
 """Registers, spills and shared memory of every CUDA C++ kernel, as users compile it; needs no GPU.
 
-python benches/cuda_registers.py [--out FILE.json] [--architectures sm_80 sm_90 sm_100]
+The record of each compiler is kept in benches/results/registers.
+
+    python benches/cuda_registers.py [--out FILE.json] [--architectures sm_80 sm_90 sm_100]
 """
 
 from __future__ import annotations
@@ -12,22 +14,26 @@ from pathlib import Path
 from fastguide.kernels import cuda, cuda_launchers
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+RECORDS = Path(__file__).resolve().parent / "results" / "registers"
 
 
 def main() -> None:
+    compiler = cuda.available()
+    file = RECORDS / f"{compiler.lower().replace(' ', '-')}.json"
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("out/cuda_registers.json"))
+    parser.add_argument("--out", type=Path, default=file)
     parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     arguments = parser.parse_args()
     rows = [
-        {"op": source.op, "kernel": kernel, "architecture": arch, **facts}
+        {"op": source.op, "kernel": kernel, "architecture": arch, **facts, "default": True}
         for source in cuda_launchers.SOURCES
         for arch in arguments.architectures
         for kernel, facts in cuda.usage(source, arch).items()
     ]
-    record = {"compiler": cuda.available(), "options": cuda.OPTIONS, "rows": rows}
+    record = {"compiler": compiler, "options": cuda.OPTIONS}
+    lines = ",\n".join(json.dumps(row) for row in rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(record)[:-1] + f', "rows": [\n{lines}\n]}}\n')
     for row in rows:
         spilled = row["spill_store_bytes"] + row["spill_load_bytes"]
         print(

@@ -1,5 +1,6 @@
 // Body of masked_posterior, compiled once per instruction set (levels.h).
 #include "masked_rows.h"
+#include "token_draws.h"
 
 namespace fastguide {
 namespace FG_NAMESPACE {
@@ -12,12 +13,10 @@ class Predictor {
         states_(states),
         args_(args),
         schedule_(round_keys(philox_key(args.seed))),
-        cdf_sites_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
         row_(states.length + LANES),
         sites_(states.length + LANES),
-        cdf_(args.num_samples > 0 ? cdf_sites_ * logits.vocab_size : 0),
-        last_(cdf_sites_),
-        site_logits_(cdf_sites_) {}
+        draws_(logits, CDF_DOUBLES),
+        site_logits_(draws_.batch()) {}
 
   FG_TARGET Fault run(i64 begin, i64 end) {
     for (i64 n = begin; n < end; ++n) {
@@ -41,15 +40,15 @@ class Predictor {
     for (i64 s = 0; s < copies; ++s)
       copy_tokens(out + s * states_.length, row_.data(), states_.length);
     if (args_.num_samples == 0) return fill_mode(logits_row, n, num_masked, out, fault);
-    for (i64 b = 0; b < num_masked; b += cdf_sites_) {
-      const i64 count = num_masked - b < cdf_sites_ ? num_masked - b : cdf_sites_;
+    for (i64 b = 0; b < num_masked; b += draws_.batch()) {
+      const i64 count = num_masked - b < draws_.batch() ? num_masked - b : draws_.batch();
       for (i64 j = 0; j < count; ++j)
         site_logits_[static_cast<size_t>(j)] =
             site_logits(logits_, logits_row, n, states_.length, sites_[static_cast<size_t>(b + j)]);
       i32 code;
-      const i64 bad = token_cdfs(logits_, site_logits_.data(), count, cdf_.data(), last_.data(), &code);
-      if (bad < count) {
-        *fault = site_fault(logits_, code, n, states_.length, sites_[static_cast<size_t>(b + bad)]);
+      const i64 good = draws_.read(site_logits_.data(), count, count * args_.num_samples, &code);
+      if (good < count) {
+        *fault = site_fault(logits_, code, n, states_.length, sites_[static_cast<size_t>(b + good)]);
         return false;
       }
       for (i64 s = 0; s < args_.num_samples; ++s)
@@ -84,8 +83,7 @@ class Predictor {
       for (i64 i = 0; i < (count - j < LANES ? count - j : LANES); ++i) {
         const size_t at = static_cast<size_t>(j + i);
         out[sites_[static_cast<size_t>(b) + at]] =
-            pick(cdf_.data() + (j + i) * logits_.vocab_size, logits_.vocab_size, last_[at],
-                 uniform53(w0[i], w1[i]));
+            draws_.draw(j + i, uniform53(w0[i], w1[i]));
       }
     }
   }
@@ -94,14 +92,12 @@ class Predictor {
   const States& states_;
   const PosteriorArgs& args_;
   const RoundKeys schedule_;
-  const i64 cdf_sites_;
 
   // Scratch, reused from row to row.
   std::vector<i64> row_;     // [L], and room for LANES more
   std::vector<u32> sites_;   // the masked sites
-  std::vector<double> cdf_;  // [cdf_sites, V]
-  std::vector<i64> last_;    // [cdf_sites]
-  std::vector<const T*> site_logits_;  // [cdf_sites], each [V]
+  TokenDraws<T> draws_;
+  std::vector<const T*> site_logits_;  // [batch], each [V]
 };
 
 template <class T>

@@ -6,6 +6,7 @@
 // hundred over several chains is full; then the tokens and key words of the batch are drawn, eight
 // blocks at a time, with one CDF per (chain, site).
 #include "masked_rows.h"
+#include "token_draws.h"
 #include "zobrist_lanes.h"
 
 namespace fastguide {
@@ -57,13 +58,11 @@ class Proposer {
         schedule_(round_keys(philox_key(args.seed))),
         threshold_(reveal_threshold(args.rho)),
         capacity_(LANES * args.num_candidates > MIN_BATCH ? LANES * args.num_candidates : MIN_BATCH),
-        cdf_slots_(CDF_DOUBLES / logits.vocab_size > 1 ? CDF_DOUBLES / logits.vocab_size : 1),
         row_(states.length + LANES),
         sites_(states.length + LANES),
         masks_(args.num_candidates),
         reveals_(capacity_),
-        cdf_(cdf_slots_ * logits.vocab_size),
-        last_(cdf_slots_) {}
+        draws_(logits, CDF_DOUBLES) {}
 
   FG_TARGET Fault run(i64 begin, i64 end) {
     Fault waiting, fault;
@@ -176,23 +175,23 @@ class Proposer {
   FG_TARGET bool flush(Fault* fault) {
     draw_uniforms();
     i64 e = 0;
-    for (i64 slot = 0; slot < reveals_.num_slots; slot += cdf_slots_) {
+    for (i64 slot = 0; slot < reveals_.num_slots; slot += draws_.batch()) {
       const i64 left = reveals_.num_slots - slot;
-      const i64 count = left < cdf_slots_ ? left : cdf_slots_;
+      const i64 count = left < draws_.batch() ? left : draws_.batch();
+      i64 end = e;
+      while (end < reveals_.count && reveals_.slot(end) < slot + count) ++end;
       i32 code;
-      const i64 bad =
-          token_cdfs(logits_, reveals_.slot_logits.data() + slot, count, cdf_.data(), last_.data(), &code);
-      if (bad < count) {
-        const size_t at = static_cast<size_t>(slot + bad);
+      const i64 good = draws_.read(reveals_.slot_logits.data() + slot, count, end - e, &code);
+      if (good < count) {
+        const size_t at = static_cast<size_t>(slot + good);
         *fault = site_fault(logits_, code, reveals_.slot_row[at], states_.length,
                             reveals_.slot_site[at]);
         return false;
       }
-      for (; e < reveals_.count && reveals_.slot(e) < slot + count; ++e) {
-        const i64 j = reveals_.slot(e) - slot;
-        reveals_.token[static_cast<size_t>(e)] =
-            static_cast<u32>(pick(cdf_.data() + j * logits_.vocab_size, logits_.vocab_size,
-                                  last_[static_cast<size_t>(j)], reveals_.u[static_cast<size_t>(e)]));
+      for (; e < end; ++e) {
+        const size_t at = static_cast<size_t>(e);
+        reveals_.token[at] =
+            static_cast<u32>(draws_.draw(reveals_.slot(e) - slot, reveals_.u[at]));
       }
     }
     write();
@@ -249,7 +248,7 @@ class Proposer {
   const ProposeArgs& args_;
   const RoundKeys schedule_;
   const u64 threshold_;
-  const i64 capacity_, cdf_slots_;
+  const i64 capacity_;
 
   // The chain at hand.
   i64 first_ = 0, chain_ = 0;
@@ -259,8 +258,7 @@ class Proposer {
   std::vector<u32> sites_;      // the masked sites
   std::vector<u32> masks_;      // [K], bit i: reveals lane i of the block
   Reveals<T> reveals_;
-  std::vector<double> cdf_;     // [cdf_slots, V]
-  std::vector<i64> last_;       // [cdf_slots]
+  TokenDraws<T> draws_;
 };
 
 template <class T>

@@ -103,29 +103,5 @@ FG_LANE Fault site_fault(const Logits<T>& logits, i32 code, i64 n, i64 length, i
   return {code, n, site, code == kIndexFault ? logits.index[n * length + site] : 0};
 }
 
-// cdf [count, V]: running sums of exp((logit - max) / temperature) of the logits [V] at each of
-// `sites` [count]; last [count]: the last token of positive weight. Returns `count`, or the first
-// site with bad logits, and its fault code.
-template <class T>
-FG_LANE i64 token_cdfs(const Logits<T>& logits, const T* const* sites, i64 count, double* cdf,
-                       i64* last, i32* code) {
-  const i64 vocab_size = logits.vocab_size;
-  for (i64 j = 0; j < count; ++j) {
-    double top;
-    *code = sites[j] == nullptr
-                ? static_cast<i32>(kIndexFault)
-                : largest_logit(sites[j], logits.token_stride, vocab_size, &top);
-    if (*code != kNoFault) return j;
-    double* out = cdf + j * vocab_size;
-    for (i64 v = 0; v < vocab_size; ++v)
-      out[v] = static_cast<double>(sites[j][v * logits.token_stride]) - top;
-  }
-  if (logits.temperature != 1.0)
-    for (i64 i = 0; i < count * vocab_size; ++i) cdf[i] /= logits.temperature;
-  for (i64 i = 0; i < count * vocab_size; ++i) cdf[i] = exp_double(cdf[i]);
-  for (i64 j = 0; j < count; ++j) last[j] = cumulate(cdf + j * vocab_size, vocab_size);
-  return count;
-}
-
 }  // namespace FG_NAMESPACE
 }  // namespace fastguide

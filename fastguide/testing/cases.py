@@ -117,6 +117,22 @@ _PROPOSE = [
 ]
 
 
+def edge_logits(u: torch.Tensor, gap: torch.Tensor, vocab: int) -> torch.Tensor:
+    """Logits of which a token ends close to the target of a draw, strided along tokens.
+
+    Args:
+        u: [...] float64, the uniforms of the draws.   gap: [...], how far the CDF goes past u.
+
+    Returns:
+        [..., vocab] float64. The first third of the tokens shares a probability of u + gap.
+    """
+    below = vocab // 3
+    share = (u + gap).unsqueeze(-1)
+    first, rest = (share / below).log(), ((1 - share) / (vocab - below)).log()
+    logits = torch.cat([first.expand(*u.shape, below), rest.expand(*u.shape, vocab - below)], -1)
+    return logits.repeat_interleave(2, -1)[..., ::2]
+
+
 def _masked_propose() -> Iterator[Sample]:
     draw = _Draw(2)
     for i, (name, n, length, vocab, k, rho, share, temperature) in enumerate(_PROPOSE):
@@ -170,6 +186,15 @@ def _masked_propose() -> Iterator[Sample]:
             (draw.logits(9, 1, vocab, torch.float32)[:, 0], x, reference.masked_keys(x)),
             dict(common, mask_token=vocab, index=index),
         )
+    gap = torch.tensor([1e-11, -1e-11, 1e-10, -1e-10, 1e-9, -1e-9])
+    common = dict(seed=11, chains=torch.arange(8), step=3)
+    u = reference.philox_uniform(purpose=Purpose.TOKEN, num_elements=len(gap), **common)[:, 0]
+    x = torch.full(u.shape, 600)
+    yield (
+        "targets close to the end of a token",
+        (edge_logits(u, gap.expand_as(u), 600), x, reference.masked_keys(x)),
+        dict(common, rho=1.0, num_candidates=1, mask_token=600),
+    )
 
 
 def _masked_posterior() -> Iterator[Sample]:

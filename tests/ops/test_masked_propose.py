@@ -10,7 +10,9 @@ import torch
 
 from fastguide import ops
 from fastguide.errors import ArgumentError, DtypeError, NonFiniteError, ShapeError
+from fastguide.rng import Purpose
 from fastguide.testing import Case, cases, chi_square_p, z_score
+from fastguide.testing.cases import edge_logits
 
 MASK = 4
 
@@ -98,6 +100,26 @@ def test_law_of_a_large_vocabulary() -> None:
     ).tokens
     counts = torch.bincount(tokens.flatten(), minlength=vocab)
     assert chi_square_p(counts, torch.softmax(logits[0, 0].double(), -1)) > 1e-6
+
+
+@pytest.mark.parametrize("vocab", [600, 1024, 5000])
+def test_few_and_many_draws_agree_at_the_end_of_a_token(vocab: int) -> None:
+    """A few draws from a large vocabulary go by sums of blocks, many by sums in order.
+
+    Most targets here are closer to the end of a token than sums of blocks can tell: without a
+    way back to the sums in order, hundreds of these draws differ.
+    """
+    gap = torch.tensor([0.0, 1e-15, -1e-15, 1e-13, -1e-13, 1e-11, -1e-11, 1e-10, -1e-10, 1e-6])
+    chains, many = torch.arange(60), vocab // 200
+    u = ops.philox_uniform(1, chains, 0, Purpose.TOKEN, num_elements=len(gap))[:, 0]
+    logits = edge_logits(u, gap.expand_as(u), vocab)
+    x = torch.full(u.shape, vocab)
+    arguments: dict[str, Any] = dict(mask_token=vocab, rho=1.0, chains=chains)
+    few = propose(logits, x, num_candidates=1, **arguments).tokens
+    assert torch.equal(few, propose(logits, x, num_candidates=many, **arguments).tokens[:, :1])
+    # Next to the end of the first third of the tokens, on either side.
+    assert int((few == vocab // 3 - 1).sum()) > 60
+    assert int((few == vocab // 3).sum()) > 60
 
 
 def test_a_wrong_law_is_caught() -> None:
