@@ -30,12 +30,16 @@ from fastguide.evaluation import Cost
 from fastguide.ops import use_backend
 from fastguide.result import Result
 from fastguide.samplers import (
+    DAS,
+    DPS,
     SMC,
     SVDD,
     SVDDR,
+    TDS,
     BeamSearch,
     BestOfN,
     BlockwiseBestOfN,
+    ClassifierGuidance,
     FKSteering,
     NestedSMC,
     ScheduledSearch,
@@ -45,12 +49,16 @@ from fastguide.samplers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "DAS",
+    "DPS",
     "SMC",
     "SVDD",
     "SVDDR",
+    "TDS",
     "BeamSearch",
     "BestOfN",
     "BlockwiseBestOfN",
+    "ClassifierGuidance",
     "Cost",
     "FKSteering",
     "FastguideError",

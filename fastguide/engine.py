@@ -17,6 +17,7 @@ from fastguide.evaluation import (
     Limits,
     ResidentEvaluator,
     Rows,
+    runs_ahead,
     stays_resident,
     unique_conditions,
 )
@@ -31,7 +32,7 @@ SHARD_BYTES = 64 * 2**20
 CHECKPOINT_CHAINS = 64
 """Most chains of a shard when a run may stop early, so that little unfinished work is lost."""
 
-_MEMORY = "memory."
+_MEMORY, _COMPONENT = "memory.", "component."
 
 _ROWS = ("denoiser_rows", "denoiser_rows_requested", "reward_rows", "reward_rows_requested")
 
@@ -114,10 +115,11 @@ class Run:
             "seed": plan.seed,
         }
         self._evaluator: Evaluator | ResidentEvaluator
-        if stays_resident(plan.savings, policy.diffusion.device):
-            self._evaluator = ResidentEvaluator(policy.diffusion, **common)
+        diffusion = policy.diffusion
+        if diffusion.distinct or stays_resident(plan.savings, diffusion.device):
+            self._evaluator = ResidentEvaluator(diffusion, **common)
         else:
-            self._evaluator = Evaluator(policy.diffusion, cache_bytes=plan.cache_bytes, **common)
+            self._evaluator = Evaluator(diffusion, cache_bytes=plan.cache_bytes, **common)
         self._evaluator.cost = self._state.cost
         self._evaluator.recall(self._state.memory)
         self._elapsed = self.cost.seconds["total"]
@@ -156,6 +158,8 @@ class Run:
             while state.step < len(self._steps):
                 with self._evaluator.collect_faults():
                     self._advance(self._steps[state.step])
+                if not runs_ahead(self._policy.diffusion.device):
+                    self._evaluator.check()
                 state.step += 1
                 self._elapsed += time.perf_counter() - clock
                 self._publish()
@@ -166,61 +170,73 @@ class Run:
             clock = time.perf_counter()
 
     def _enter_shard(self) -> None:
-        plan, state, device = self._plan, self._state, self._policy.diffusion.device
+        plan, state, policy = self._plan, self._state, self._policy
+        device, particles = policy.diffusion.device, policy.num_particles
         stop = min(state.shard_start + self._shard_chains, plan.num_samples)
         local = torch.arange(state.shard_start, stop)
-        chains = (local + plan.first_chain).to(device)
-        if state.rows is None:
-            prompt = plan.prompt
-            if prompt is not None and prompt.dim() > 1:
-                prompt = prompt[local.to(prompt.device)]
-            batch = self._policy.diffusion.start(chains, prompt, plan.seed)
-        particles = self._policy.num_particles
-        spread = torch.arange(len(local), device=device).repeat_interleave(particles)
-        total = len(spread)
-        if state.rows is None:
-            batch = batch.take(spread) if particles > 1 else batch
-            value = torch.full((total,), torch.nan, dtype=torch.float64, device=device)
-        else:
-            batch = Batch(state.rows["x"].to(device), None)
-            keys = state.rows.get("keys")
-            batch.keys = None if keys is None else keys.to(device)
-            value = state.rows["value"].to(device)
-        self._memory = self._policy.memory(len(local))
-        if state.rows is not None:
-            self._memory = {name: state.rows[_MEMORY + name].to(device) for name in self._memory}
+        spread = local.repeat_interleave(particles)
+        self._memory = policy.memory(len(local))
+        blank = torch.full((len(spread),), torch.nan, dtype=torch.float64, device=device)
         self._rows = Rows(
-            batch,
-            chain=chains[spread],
-            candidate=torch.arange(total, device=device) % particles,
-            cond_row=self._cond_row[local].to(device)[spread],
-            slot=torch.full((total,), -1, dtype=torch.int64, device=device),
-            value=value,
+            Batch(blank, None),
+            chain=(spread + plan.first_chain).to(device),
+            candidate=torch.arange(len(spread), device=device) % particles,
+            cond_row=self._cond_row[spread].to(device),
+            slot=torch.full_like(blank, -1, dtype=torch.int64),
+            value=blank,
         )
+        if state.rows is None:
+            self._begin(self._rows, spread)
+            return
+        kept = {name: value.to(device) for name, value in state.rows.items()}
+        self._rows.batch = Batch(kept["x"], kept.get("keys"))
+        self._rows.value = kept["value"]
+        self._rows.gradient = kept.get("gradient")
+        self._memory = {name: kept[_MEMORY + name] for name in self._memory}
+
+    def _begin(self, rows: Rows, spread: Tensor) -> None:
+        """Draw the initial states; choose among several, or weigh them, if the policy wants to."""
+        policy, plan, first = self._policy, self._plan, self._steps[0]
+        chooses = policy.select_initial and policy.diffusion.prior_varies
+        count = policy.num_candidates if chooses else 1
+        place = torch.arange(len(rows) * count, device=rows.slot.device)
+        prompt = plan.prompt
+        if prompt is not None and prompt.dim() > 1:
+            prompt = prompt[spread.to(prompt.device)]
+        candidates = rows.take(place // count)
+        candidates.candidate = candidates.candidate * policy.num_candidates + place % count
+        candidates.batch = policy.diffusion.start(
+            candidates.chain, prompt, plan.seed, candidates.candidate
+        )
+        step = Step(-1, first.time, first.time, clean=False, varies=count > 1, params=())
+        self._evaluator.advance(candidates)
+        if chooses or policy.guides:
+            candidates.value = self._evaluator.values(policy.value, candidates, step)
+        index = place[::count]
+        if chooses and policy.scores(step, count):
+            index = self._select(rows, candidates, step, {}, None)
+        moved = candidates.take(index)
+        moved.candidate = rows.candidate
+        if "carry" not in plan.savings:
+            moved.slot = rows.slot
+        self._rows = moved
 
     def _advance(self, step: Step) -> None:
         rows, policy, evaluator = self._rows, self._policy, self._evaluator
         assert rows is not None
-        plan, savings = self._plan, self._plan.savings
+        savings = self._plan.savings
         before = {name: getattr(self.cost, name) for name in _ROWS}
         evaluator.advance(rows)
         evaluator.denoise(rows, step.time, step.index)
         evaluator.check_proposable(rows, step.index)
-        settled = "skip" in savings and not bool((rows.slot > 0).any())
+        settled = "skip" in savings and not policy.diffusion.distinct
+        settled = settled and not bool((rows.slot > 0).any())
         count = policy.width(step) if step.varies and not settled else 1
+        log_ratio = None
         if settled:  # nothing is masked: every candidate would be the state itself
             batch, changed = rows.batch, torch.zeros((len(rows), 1), device=rows.slot.device)
         else:
-            with evaluator.cost.timed("kernels"):
-                batch, changed = policy.diffusion.propose(
-                    rows.batch,
-                    evaluator.outputs_of(rows, step.index),
-                    step,
-                    seed=plan.seed,
-                    chains=rows.chain,
-                    num_candidates=count,
-                    first_candidate=rows.candidate * policy.num_candidates,
-                )
+            batch, changed, log_ratio = self._propose(rows, step, count)
         evaluator.cost.candidate_rows += len(batch)
         candidates = self._candidates(rows, batch, changed, step)
         inherited = candidates.slot.clone()
@@ -234,7 +250,7 @@ class Run:
         index = torch.arange(len(rows), device=rows.slot.device) * count
         idle = "skip" in savings and not policy.couples and not bool(changed.any())
         if policy.scores(step, count) and not idle:
-            index = self._select(rows, candidates, step, record)
+            index = self._select(rows, candidates, step, record, log_ratio)
         with evaluator.cost.timed("kernels"):
             moved = candidates.take(index)
         if "carry" not in savings:
@@ -242,6 +258,20 @@ class Run:
         moved.candidate = rows.candidate
         self._rows = moved
         self._record(step, moved, record, before)
+
+    def _propose(self, rows: Rows, step: Step, count: int) -> tuple[Batch, Tensor, Tensor | None]:
+        policy, evaluator = self._policy, self._evaluator
+        with evaluator.cost.timed("kernels"):
+            return policy.diffusion.propose_shifted(
+                rows.batch,
+                evaluator.outputs_of(rows, step.index),
+                step,
+                shift=policy.shift(rows, step, self._memory) if step.varies else None,
+                seed=self._plan.seed,
+                chains=rows.chain,
+                num_candidates=count,
+                first_candidate=rows.candidate * policy.num_candidates,
+            )
 
     def _candidates(self, rows: Rows, batch: Batch, changed: Tensor, step: Step) -> Rows:
         """The proposed rows, with what those equal to their parent may take over from it."""
@@ -261,9 +291,16 @@ class Run:
         number = number + place % count
         return Rows(batch, rows.chain[parent], number, rows.cond_row[parent], slot, value)
 
-    def _select(self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any]) -> Tensor:
+    def _select(
+        self,
+        rows: Rows,
+        candidates: Rows,
+        step: Step,
+        record: dict[str, Any],
+        log_ratio: Tensor | None,
+    ) -> Tensor:
         values = candidates.value.view(len(rows), -1)
-        selection = self._selection(rows, values, step)
+        selection = self._selection(rows, values, step, log_ratio)
         with self._evaluator.cost.timed("kernels"):
             choice = self._policy.select(selection)
         self._memory = choice.memory
@@ -280,8 +317,11 @@ class Run:
             )
         return choice.index
 
-    def _selection(self, rows: Rows, values: Tensor, step: Step) -> Selection:
-        return Selection(step, self._plan.seed, rows.chain, rows.candidate, values, self._memory)
+    def _selection(
+        self, rows: Rows, values: Tensor, step: Step, log_ratio: Tensor | None = None
+    ) -> Selection:
+        seed, chains, particles = self._plan.seed, rows.chain, rows.candidate
+        return Selection(step, seed, chains, particles, values, self._memory, log_ratio)
 
     def _record(
         self, step: Step, moved: Rows, record: dict[str, Any], before: dict[str, int]
@@ -299,8 +339,8 @@ class Run:
         self.cost.finish(self._elapsed)
         state.rows = {"x": rows.batch.x, "value": rows.value}
         state.rows |= {_MEMORY + name: kept for name, kept in self._memory.items()}
-        if rows.batch.keys is not None:
-            state.rows["keys"] = rows.batch.keys
+        optional = {"keys": rows.batch.keys, "gradient": rows.gradient}
+        state.rows |= {name: kept for name, kept in optional.items() if kept is not None}
 
     def snapshot(self) -> State:
         """The state with everything a resumed run should know, remembered rewards included."""
@@ -326,6 +366,9 @@ class Run:
         made = {"samples": rows.batch.x[index]}
         if rewards is not None:
             made["rewards"] = rewards[index].float()
+        if hasattr(policy.reward, "components"):
+            parts = self._evaluator.components(policy.reward, rows.take(index))
+            made |= {_COMPONENT + name: part.float() for name, part in parts.items()}
         if final.log_weights is not None:
             made["particles"] = rows.batch.x.unflatten(0, (chains, -1))
             made["log_weights"] = final.log_weights
@@ -358,7 +401,7 @@ class Run:
         self.cost.finish(self._elapsed)
         done = state.shard_start
         stopped = None if done == plan.num_samples else self.stopped or "unfinished"
-        made = (
+        made: dict[str, Any] = (
             {
                 name: torch.cat([part[name] for part in state.finished])
                 for name in state.finished[0]
@@ -368,7 +411,9 @@ class Run:
             else self._nothing()
         )
         traces = [Trace(**part["trace"]) for part in state.finished]
+        parts = [name for name in made if name.startswith(_COMPONENT)]
         return Result(
+            components={name.removeprefix(_COMPONENT): made.pop(name) for name in parts} or None,
             **{"rewards": None, **made},
             chains=torch.arange(plan.first_chain, plan.first_chain + done),
             trace=Trace.concatenate(traces or [self._trace([], torch.arange(0))]),

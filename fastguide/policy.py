@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from fastguide.diffusion import Diffusion, Step
+from fastguide.evaluation import Rows
 
 Tensor = torch.Tensor
 
@@ -22,6 +23,8 @@ class Selection:
             each other.
         values: [R, K] float64, -inf for invalid candidates.
         memory: what the policy keeps from choice to choice.
+        log_ratio: [R, K] float64 log of the plain kernel over the one proposed from, or None where
+            they are the same.
     """
 
     step: Step
@@ -30,6 +33,7 @@ class Selection:
     particles: Tensor
     values: Tensor
     memory: dict[str, Tensor]
+    log_ratio: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Policy(Protocol):
 
     Attributes:
         couples: it chooses among particles too, so it is asked even where no candidate changed.
+        select_initial: it chooses among initial states, where the prior has more than one.
+        guides: it proposes along gradients, so that initial states must have theirs.
     """
 
     diffusion: Diffusion
@@ -77,12 +83,17 @@ class Policy(Protocol):
     num_candidates: int
     on_invalid: str
     couples: bool
+    select_initial: bool
+    guides: bool
 
     def width(self, step: Step) -> int:
         """Candidates per row at this step, if they can vary; at most `num_candidates`."""
 
     def memory(self, num_chains: int) -> dict[str, Tensor]:
         """What `select` is given at the first step."""
+
+    def shift(self, rows: Rows, step: Step, memory: dict[str, Tensor]) -> Tensor | None:
+        """How to change the proposal of `rows`, as the diffusion's `propose_shifted` takes it."""
 
     def scores(self, step: Step, num_candidates: int) -> bool:
         """Whether candidates of this step must be scored."""

@@ -75,6 +75,7 @@ class Result:
         settings: the sampler's name and arguments.
         stopped: None, or why the run ended early; then only finished chains are here.
         particles, log_weights, log_z: [N, P, ...], [N, P], [N] of particle methods, else None.
+        components: {name: [N] float32} of a reward made by `fastguide.rewards.combine`, else None.
     """
 
     samples: Tensor
@@ -87,6 +88,7 @@ class Result:
     particles: Tensor | None = None
     log_weights: Tensor | None = None
     log_z: Tensor | None = None
+    components: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.samples.shape[0]
@@ -96,6 +98,7 @@ class Result:
         path = make_directory(directory, "directory")
         tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors |= {f"trace.{name}": value for name, value in vars(self.trace).items()}
+        tensors |= {f"component.{name}": value for name, value in (self.components or {}).items()}
         kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
         save_file(kept, path / "result.safetensors")
         record = {
@@ -121,9 +124,18 @@ class Result:
                 f"cannot read a result from {path}: {error}; it should hold result.safetensors "
                 "and result.json as written by Result.save"
             ) from error
-        trace = {k.removeprefix("trace."): v for k, v in tensors.items() if k.startswith("trace.")}
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
         fields: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
-        return Result(trace=Trace(**trace), cost=Cost(**record.pop("cost")), **fields, **record)
+        return Result(
+            trace=Trace(**under("trace.")),
+            cost=Cost(**record.pop("cost")),
+            components=under("component.") or None,
+            **fields,
+            **record,
+        )
 
 
 def make_directory(directory: str | Path, argument: str) -> Path:

@@ -31,6 +31,11 @@ class Step:
     varies: bool
     params: tuple[float, ...]
 
+    @property
+    def counter(self) -> int:
+        """Its place in the random stream; the draw of initial states, index -1, takes the last."""
+        return self.index % 2**24
+
 
 @dataclass
 class Batch:
@@ -87,6 +92,8 @@ class Diffusion(Protocol):
     output_shape: tuple[int, ...]
     row_bytes: int
     rows_per_state: int
+    prior_varies: bool
+    distinct: bool
 
     def settings(self) -> dict[str, Any]:
         """What besides the denoiser determines the chain."""
@@ -94,8 +101,10 @@ class Diffusion(Protocol):
     def steps(self, num_steps: int) -> list[Step]:
         """The transitions of a run, in order."""
 
-    def start(self, chains: Tensor, prompt: Tensor | None, seed: int) -> Batch:
-        """Initial states of `chains` [N]."""
+    def start(
+        self, chains: Tensor, prompt: Tensor | None, seed: int, candidates: Tensor | None = None
+    ) -> Batch:
+        """Initial states of `chains` [R] and candidate numbers `candidates` [R] (None: zeros)."""
 
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
         """Checked denoiser output [B, *output_shape] of states [B, ...] at one time."""
@@ -119,6 +128,29 @@ class Diffusion(Protocol):
     ) -> tuple[Batch, Tensor]:
         """K successors of each row: a batch of R*K rows (row-major), and changed [R, K]."""
 
+    def propose_shifted(
+        self,
+        batch: Batch,
+        outputs: Outputs,
+        step: Step,
+        *,
+        shift: Tensor | None,
+        seed: int,
+        chains: Tensor,
+        num_candidates: int,
+        first_candidate: Tensor,
+    ) -> tuple[Batch, Tensor, Tensor | None]:
+        """K successors from a changed kernel.
+
+        Args:
+            shift: Gaussian: [R, ...] added to the mean; masked: [R, L, V] added to the
+                log-probability of revealing each token, before normalisation; None: `propose`.
+
+        Returns:
+            the R*K rows; changed [R, K]; log of the plain kernel over the changed one [R, K]
+            float64, None without a shift.
+        """
+
     def predict_mode(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The most likely clean sample of each row, [R, ...]."""
 
@@ -126,6 +158,23 @@ class Diffusion(Protocol):
         self, batch: Batch, outputs: Outputs, num_samples: int, seed: int
     ) -> Tensor:
         """Clean samples drawn from the factorised prediction, [R, S, ...]."""
+
+    def relax(self, x: Tensor) -> Tensor:
+        """States as points of a space in which they can be differentiated."""
+
+    def predict_relaxed(
+        self, x: Tensor, t: Tensor, cond: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Denoiser outputs and predicted clean samples of relaxed states, differentiable."""
+
+    def relaxed_reward(self, reward: Any) -> Callable[[Tensor], Tensor]:
+        """The reward of what `predict_relaxed` predicts."""
+
+    def relaxed_value(self, value: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """The value of relaxed states and times."""
+
+    def shift_along(self, gradient: Tensor, step: Step, scale: Tensor | float) -> Tensor:
+        """What moves a proposal along a gradient, as `propose_shifted` takes it."""
 
     def predict_soft(self, batch: Batch, outputs: Outputs) -> Tensor:
         """The expected clean sample (tokens: probabilities), [R, ...]."""

@@ -7,7 +7,7 @@ change. Source: Sahoo et al. 2024 (MDLM, arXiv 2406.07524), equations 4-10.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ import torch
 from fastguide import ops
 from fastguide.diffusion import lazy_head, likelihood
 from fastguide.diffusion.base import Batch, Outputs, Step
+from fastguide.diffusion.conditioning import call_denoiser, check_guidance, device_of
+from fastguide.diffusion.masked_shift import propose_tilted
+from fastguide.diffusion.relaxed import RelaxedTokens
 from fastguide.diffusion.schedules import (
     Schedule,
     resolve_schedule,
@@ -26,7 +29,7 @@ from fastguide.errors import ArgumentError, DtypeError, ShapeError
 Tensor = torch.Tensor
 
 
-class MaskedDiffusion:
+class MaskedDiffusion(RelaxedTokens):
     """A pre-trained masked diffusion over sequences of tokens.
 
     Args:
@@ -52,6 +55,9 @@ class MaskedDiffusion:
     Raises:
         ArgumentError: sizes below 1, ids out of range, unknown schedule or final.
     """
+
+    prior_varies = False
+    distinct = False
 
     def __init__(
         self,
@@ -93,11 +99,7 @@ class MaskedDiffusion:
             raise ArgumentError(f"temperature must be positive, got {temperature}")
         if final not in ("sample", "mode"):
             raise ArgumentError(f"final must be 'sample' or 'mode', got {final!r}")
-        if guidance_scale != 1.0 and null_cond is None:
-            raise ArgumentError(
-                f"guidance_scale={guidance_scale} needs null_cond, the conditioning of the "
-                "unconditional rows; give null_cond={...} with the keys of cond"
-            )
+        check_guidance(null_cond, guidance_scale)
         self.denoiser = denoiser
         self.head = head
         self.length = length
@@ -111,7 +113,7 @@ class MaskedDiffusion:
         self.final = final
         self.null_cond = null_cond
         self.guidance_scale = float(guidance_scale)
-        self.device = _device_of(denoiser) if device is None else torch.device(device)
+        self.device = device_of(denoiser) if device is None else torch.device(device)
         # kept there: a copy from the host at every call could not be captured into a graph
         self._forbidden = torch.tensor(self.forbidden_tokens, dtype=torch.int64, device=self.device)
         self.rows_per_state = 1 if guidance_scale == 1.0 else 2
@@ -136,7 +138,9 @@ class MaskedDiffusion:
         )
         return [*reveal, fill]
 
-    def start(self, chains: Tensor, prompt: Tensor | None, seed: int) -> Batch:
+    def start(
+        self, chains: Tensor, prompt: Tensor | None, seed: int, candidates: Tensor | None = None
+    ) -> Batch:
         """All-mask states, or `prompt` [L] or [N, L] with its mask tokens still to fill."""
         num_chains = chains.shape[0]
         if prompt is None:
@@ -158,8 +162,7 @@ class MaskedDiffusion:
         """
         if self.head is not None:
             return self._head_logits(self._hidden(x, t, cond).flatten(0, 1)).unflatten(0, x.shape)
-        logits = self._run(x, t, cond)
-        return self._allowed(self._check_logits(logits, x.shape[0] * self.rows_per_state))
+        return self._finished(self._run(x, t, cond, self.denoiser), len(x))
 
     def needs_output(self, x: Tensor) -> Tensor:
         """[R] bool: rows of x [R, L] that hold a mask; no logit of the others is ever read."""
@@ -230,6 +233,46 @@ class MaskedDiffusion:
             parts.append(proposal)
         tokens, keys, changed = (torch.cat(part) for part in zip(*parts, strict=True))
         return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed
+
+    def propose_shifted(
+        self,
+        batch: Batch,
+        outputs: Outputs,
+        step: Step,
+        *,
+        shift: Tensor | None,
+        seed: int,
+        chains: Tensor,
+        num_candidates: int,
+        first_candidate: Tensor,
+    ) -> tuple[Batch, Tensor, Tensor | None]:
+        """K successors of each row with tilted reveals; see `Diffusion.propose_shifted`."""
+        draw: dict[str, Any] = {
+            "seed": seed,
+            "chains": chains,
+            "num_candidates": num_candidates,
+            "first_candidate": first_candidate,
+        }
+        if shift is None:
+            return *self.propose(batch, outputs, step, **draw), None
+        assert batch.keys is not None
+        if self.head is None:
+            logits = outputs.buffer.index_select(0, outputs.slots)
+        else:
+            hidden = outputs.buffer.index_select(0, outputs.slots)
+            logits = self._head_logits(hidden.flatten(0, 1)).unflatten(0, batch.x.shape)
+        tokens, keys, changed, log_ratio = propose_tilted(
+            logits,
+            batch.x,
+            batch.keys,
+            shift,
+            mask_token=self.mask_token,
+            rho=step.params[0],
+            temperature=self.temperature,
+            step=step.index,
+            **draw,
+        )
+        return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed, log_ratio
 
     def predict_mode(self, batch: Batch, outputs: Outputs) -> Tensor:
         """Masks filled by the most likely token per site, [R, L] int64."""
@@ -309,20 +352,18 @@ class MaskedDiffusion:
 
     # -- calling the model -------------------------------------------------------------------
 
-    def _run(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None) -> Any:
+    def _run(
+        self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None, denoiser: Callable[..., Any]
+    ) -> Any:
         """What the denoiser returns; a guided pair's conditional rows come first."""
-        cond = cond or {}
         t = t.float() if self.time_conditioned else torch.zeros_like(t, dtype=torch.float32)
-        if self.rows_per_state == 1:
-            return self.denoiser(x, t, **cond)
-        null = self._null_rows(cond, x.shape[0])
-        both = {name: torch.cat([cond[name], null[name]]) for name in cond}
-        return self.denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
+        null_cond = self.null_cond if self.rows_per_state == 2 else None
+        return call_denoiser(denoiser, x, t, cond, null_cond)
 
     def _hidden(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None) -> Tensor:
         """Hidden states [B, L, ...], or of a guided pair [B, L, 2, ...]."""
         rows = x.shape[0] * self.rows_per_state
-        hidden = lazy_head.check_hidden(self._run(x, t, cond), rows, self.length)
+        hidden = lazy_head.check_hidden(self._run(x, t, cond, self.denoiser), rows, self.length)
         return hidden if self.rows_per_state == 1 else torch.stack(hidden.chunk(2), dim=2)
 
     def _head_logits(self, hidden: Tensor) -> Tensor:
@@ -334,6 +375,10 @@ class MaskedDiffusion:
             hidden = torch.cat([hidden[:, 0], hidden[:, 1]])
         logits = lazy_head.check_head_logits(self.head(hidden), hidden.shape[0], self.vocab_size)
         return self._allowed(self._real_tokens(logits))
+
+    def _finished(self, logits: Any, rows: int) -> Tensor:
+        """Logits [B, L, V] to draw from, of what the denoiser returned for `rows` states."""
+        return self._allowed(self._check_logits(logits, rows * self.rows_per_state))
 
     def _allowed(self, logits: Tensor) -> Tensor:
         """Logits to draw from: guidance applied to the two halves, forbidden ones -inf."""
@@ -396,22 +441,3 @@ class MaskedDiffusion:
         if not logits.is_floating_point():
             raise DtypeError(f"denoiser must return floating-point logits, got {logits.dtype}")
         return self._real_tokens(logits)
-
-    def _null_rows(self, cond: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-        assert self.null_cond is not None
-        missing = sorted(set(cond) ^ set(self.null_cond))
-        if missing:
-            raise ArgumentError(
-                f"null_cond and cond must have the same keys; they differ in {missing}"
-            )
-        return {
-            name: value.to(self.device).expand(rows, *value.shape[1:])
-            for name, value in self.null_cond.items()
-        }
-
-
-def _device_of(denoiser: Any) -> torch.device:
-    if isinstance(denoiser, torch.nn.Module):
-        for parameter in denoiser.parameters():
-            return parameter.device
-    return torch.device("cpu")

@@ -6,7 +6,7 @@ from fastguide.evaluation.evaluator import Evaluator
 from fastguide.evaluation.models import Value
 from fastguide.evaluation.resident import ResidentEvaluator
 from fastguide.evaluation.rows import Rows, unique_conditions
-from fastguide.evaluation.savings import resolve_savings, stays_resident
+from fastguide.evaluation.savings import resolve_savings, runs_ahead, stays_resident
 
 __all__ = [
     "Cost",
@@ -16,6 +16,7 @@ __all__ = [
     "Rows",
     "Value",
     "resolve_savings",
+    "runs_ahead",
     "stays_resident",
     "unique_conditions",
 ]

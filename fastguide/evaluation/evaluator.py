@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fastguide.diffusion import Diffusion, Outputs, Step
 from fastguide.evaluation.calls import Limits
-from fastguide.evaluation.models import Models, Value, output_fault, proposal_fault
+from fastguide.evaluation.models import (
+    GRADIENT,
+    Models,
+    Value,
+    output_fault,
+    proposal_fault,
+    score_fault,
+)
 from fastguide.evaluation.rows import Rows, row_bytes
 from fastguide.evaluation.scorer import Scorer
 from fastguide.evaluation.store import OutputStore
@@ -43,6 +51,7 @@ class Evaluator(Models):
         self._cache_bytes = cache_bytes
         self._store = OutputStore(diffusion.output_shape, cache_bytes, diffusion.device)
         self._bad_slots: set[int] = set()
+        self._explored: frozenset[int] = frozenset()
         self._scorers: dict[tuple[Callable[..., Any], str], Scorer] = {}
         self._inherited: list[dict[bytes, float]] = []
 
@@ -53,6 +62,7 @@ class Evaluator(Models):
     def advance(self, live: Rows) -> None:
         """Begin a step whose current states are `live`; other outputs may now be forgotten."""
         self._store.advance([slot for slot in live.slot.tolist() if slot > 0])
+        self._explored = frozenset()
 
     def denoise(self, rows: Rows, time: float, step: int) -> None:
         """Fill `rows.slot` wherever an output will be read and is not known yet.
@@ -67,6 +77,27 @@ class Evaluator(Models):
         wanted = (rows.slot < 0).nonzero()[:, 0]
         if len(wanted):
             self._fill(rows, wanted, time, step)
+
+    def explore(self, rows: Rows, reads: Tensor, time: float, step: int) -> tuple[Outputs, Tensor]:
+        """Outputs of states that no chain is in, until the next call.
+
+        Args:
+            reads: [R] bool, rows whose output will be read; `rows.slot` is taken where known.
+
+        Returns:
+            outputs of the rows; invalid [R] bool, where zeros stand for an output that is rejected.
+        """
+        self._store.release(self._explored)
+        before = self._store.pinned
+        looked = replace(rows, slot=rows.slot.where(reads, 0))
+        wanted = (looked.slot < 0).nonzero()[:, 0]
+        self._count_requested(len(wanted), rows.batch.x.shape[1])
+        if len(wanted):
+            self._fill(looked, wanted, time, step)
+        self._explored = self._store.pinned - before
+        bad = torch.tensor(sorted(self._bad_slots), dtype=torch.int64, device=rows.slot.device)
+        self._store.buffer[bad] = 0  # an op that read them would report a fault of its own
+        return self.outputs_of(looked, step), torch.isin(looked.slot, bad)
 
     def _fill(self, rows: Rows, wanted: Tensor, time: float, step: int) -> None:
         first, inverse = self._distinct(rows, wanted)
@@ -134,6 +165,23 @@ class Evaluator(Models):
         values[usable] = value.evaluate(self, rows.take(usable.nonzero()[:, 0]), step)
         return values
 
+    def differentiate(self, value: Any, rows: Rows, step: Step) -> Tensor:
+        """Values [R] float64 of `rows` with `rows.gradient`, and their outputs where it has any.
+
+        `value` is what `gradients.differentiate` takes. Equal states are looked at once.
+        """
+        everything = torch.arange(len(rows), device=rows.slot.device)
+        first, inverse = self._distinct(rows, everything)
+        values, gradient, outputs, wrong = self._differentiate(value, rows, first, step)
+        if outputs is not None:
+            slots = self._store.put(outputs, None)
+            rows.slot = torch.tensor(slots, device=rows.slot.device)[inverse]
+        if not self._reject and bool(wrong.any()):
+            name = rows.name(int(first[wrong.nonzero()[0, 0]]))
+            raise score_fault(GRADIENT, "NaN or infinity", step.index, name)
+        rows.gradient = gradient[inverse]
+        return values[inverse]
+
     def score_states(self, value: Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """A plain callable value(x, t) of rows, [R] float64; `rows.value` is taken where known."""
         scorer = self._scorer(
@@ -148,11 +196,22 @@ class Evaluator(Models):
         )
 
     def fill_values(
-        self, rows: Rows, evaluate: Callable[[Rows], Tensor], copies: int = 1
+        self,
+        rows: Rows,
+        evaluate: Callable[[Rows], Tensor],
+        copies: int = 1,
+        explored: Callable[[Rows], int] | None = None,
     ) -> Tensor:
-        """`rows.value` where known, `evaluate(unknown rows)` [U] elsewhere; [R] float64."""
+        """`rows.value` where known, `evaluate(unknown rows)` [U] elsewhere; [R] float64.
+
+        `copies`, `explored(known rows)`: rewards per row, and outputs by `explore` of all of them,
+        that `evaluate` would have asked for where the value is known.
+        """
         unknown = (~rows.value.isfinite()).nonzero()[:, 0]
         self.cost.reward_rows_requested += (len(rows) - len(unknown)) * copies
+        if explored is not None and len(unknown) < len(rows):
+            known = rows.take(rows.value.isfinite().nonzero()[:, 0])
+            self._count_requested(explored(known), rows.batch.x.shape[1])
         values = rows.value.clone()
         if len(unknown):
             values[unknown] = evaluate(rows if len(unknown) == len(rows) else rows.take(unknown))

@@ -13,9 +13,12 @@ from fastguide.diffusion import Diffusion, Outputs, Step
 from fastguide.errors import NonFiniteError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.cost import Cost
+from fastguide.evaluation.gradients import differentiate
 from fastguide.evaluation.rows import Rows, mix_tag
 
 Tensor = torch.Tensor
+
+GRADIENT = "the value or its gradient"
 
 
 @runtime_checkable
@@ -142,6 +145,60 @@ class Models:
                 "range and precision"
             )
         return logits
+
+    def components(self, reward: Callable[..., Any], rows: Rows) -> dict[str, Tensor]:
+        """`reward.components` of clean rows by name, [R] float64 each; each distinct row once."""
+        samples, count = rows.batch.x, len(rows)
+        first = inverse = torch.arange(count, device=samples.device)
+        if self._merges(rows):
+            assert rows.batch.keys is not None
+            first, inverse, distinct = self._unique(samples, rows.batch.keys, rows.cond_row)
+            count = int(distinct)
+        wanted = self._cond if getattr(reward, "needs_cond", False) else {}
+        names: list[str] = []
+
+        def model(index: Tensor) -> Tensor:
+            picked = first[index]
+            cond = {name: value[rows.cond_row[picked]] for name, value in wanted.items()}
+            parts = reward.components(samples[picked], **cond)  # type: ignore[attr-defined]
+            names[:] = parts
+            return torch.stack([part.detach().double() for part in parts.values()], dim=1)
+
+        with self.cost.timed("reward"):
+            columns = call_in_chunks(
+                model, count, self._limits, self.cost, name="reward", device=samples.device
+            )
+        self.cost.reward_rows += count
+        self.cost.reward_rows_requested += len(rows)
+        return dict(zip(names, columns[inverse].unbind(1), strict=True))
+
+    def _differentiate(
+        self, value: Any, rows: Rows, index: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Values [S], gradients, outputs or None of rows `index` [S]; and where they are wrong.
+
+        Wrong ones have value -inf and gradient 0.
+        """
+        cond = {name: each[rows.cond_row[index]] for name, each in self._cond.items()}
+        with self.cost.timed("denoiser"):
+            values, gradient, outputs = differentiate(
+                self.diffusion,
+                value,
+                rows.batch.x[index],
+                step.next_time,
+                cond,
+                limits=self._limits,
+                cost=self.cost,
+            )
+        self.cost.reward_rows += len(index)
+        self.cost.reward_rows_requested += len(rows)
+        if outputs is not None:
+            self.cost.denoiser_rows += len(index) * self.diffusion.rows_per_state
+            self._count_requested(len(rows), rows.batch.x.shape[1])
+        wrong = ~(values.isfinite() & gradient.flatten(1).isfinite().all(dim=1))
+        blank = wrong.view(-1, *[1] * (gradient.dim() - 1))
+        values, gradient = values.masked_fill(wrong, float("-inf")), gradient.masked_fill(blank, 0)
+        return values, gradient, outputs, wrong
 
     def _count_requested(self, rows: int, length: int) -> None:
         """Rows that savings="none" would run, and their sites if a head is lazy."""

@@ -1,14 +1,16 @@
-"""Evaluating states on a GPU: what is known of the rows stays on the device.
+"""Evaluating states without a memory of earlier ones; what is known stays on the device.
 
-The host waits at most once a step, for how many rows are distinct, and finds out in the same
-transfer whether anything was not finite or an op met a bad input; without "duplicates" it does not
-wait at all before a shard ends, so that a whole step can be captured in a CUDA graph.
+For states that are never equal, where there is nothing to remember, and for GPUs. There the host
+waits at most once a step, for how many rows are distinct, and finds out in the same transfer
+whether anything was not finite or an op met a bad input; without "duplicates" it does not wait at
+all before a shard ends, so that a whole step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from fastguide.diffusion import Diffusion, Outputs, Step
 from fastguide.errors import NonFiniteError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.models import (
+    GRADIENT,
     Models,
     Value,
     output_fault,
@@ -29,7 +32,8 @@ from fastguide.evaluation.scorer import checked_scores
 
 Tensor = torch.Tensor
 
-_OUTPUT, _PROPOSAL, _REWARD, _VALUE = 1, 2, 3, 4
+_OUTPUT, _PROPOSAL, _REWARD, _VALUE, _GRADIENT = 1, 2, 3, 4, 5
+_SCORES = {_REWARD: "reward", _VALUE: "value", _GRADIENT: GRADIENT}
 
 
 def read_words(words: Tensor) -> list[int]:
@@ -82,7 +86,7 @@ class ResidentEvaluator(Models):
 
     def advance(self, live: Rows) -> None:
         """Begin a step: of the outputs, those of the current states are kept, in their order."""
-        if "parent" not in self.savings:
+        if "parent" not in self.savings or live.batch.keys is None:
             return
         kept = live.slot.clamp_min(0)
         self._buffer, self._bad = self._buffer[kept], self._bad[kept]
@@ -134,8 +138,46 @@ class ResidentEvaluator(Models):
             groups.value = groups.value.index_copy(0, picked, fresh)
         return groups.value[groups.inverse]
 
+    def explore(self, rows: Rows, reads: Tensor, time: float, step: int) -> tuple[Outputs, Tensor]:
+        """See `Evaluator.explore`. Waits once, for the count; not without "duplicates"."""
+        self._count_requested(len(rows), rows.batch.x.shape[1])
+        places = _places(rows.slot)
+        if not self._merges(rows):
+            buffer, bad = self._evaluate(rows, places, time, step)
+        else:
+            assert rows.batch.keys is not None
+            first, inverse, _ = self._unique(rows.batch.x, rows.batch.keys, rows.cond_row)
+            asked = reads.to(torch.int8)
+            wanted = torch.zeros_like(asked).scatter_reduce(0, inverse, asked, "amax").bool()
+            (count,) = self._read(wanted.sum().view(1))
+            if not count:  # nothing will be read
+                return self._outputs(self._buffer, replace(rows, slot=places * 0), step), reads
+            picked = _first(wanted, count)
+            buffer, bad = self._evaluate(rows, first[picked], time, step)
+            slot = torch.zeros_like(places).index_copy(0, picked, _places(picked))
+            places = slot[inverse]
+        looked = replace(rows, slot=places)
+        return self._outputs(buffer, looked, step), bad[places] & reads
+
+    def differentiate(self, value: Any, rows: Rows, step: Step) -> Tensor:
+        """See `Evaluator.differentiate`; every row is looked at."""
+        places = _places(rows.slot)
+        values, gradient, outputs, wrong = self._differentiate(value, rows, places, step)
+        if outputs is not None:
+            self._buffer, self._bad = outputs, wrong
+            rows.slot = places
+            self._carried = "carry" in self.savings
+        if not self._reject:
+            self._note(_GRADIENT, wrong, rows, step.index)
+        rows.gradient = gradient
+        return values
+
     def fill_values(
-        self, rows: Rows, evaluate: Callable[[Rows], Tensor], copies: int = 1
+        self,
+        rows: Rows,
+        evaluate: Callable[[Rows], Tensor],
+        copies: int = 1,
+        explored: Callable[[Rows], int] | None = None,
     ) -> Tensor:
         """`evaluate(rows)`: what is known has been left out already."""
         return evaluate(rows)
@@ -306,4 +348,4 @@ def _error(what: int, step: int, name: str, bad: int, total: int) -> NonFiniteEr
         return output_fault(step, name, bad, total)
     if what == _PROPOSAL:
         return proposal_fault(step, name)
-    return score_fault("reward" if what == _REWARD else "value", "NaN or infinity", step, name)
+    return score_fault(_SCORES[what], "NaN or infinity", step, name)

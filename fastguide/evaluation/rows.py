@@ -22,6 +22,7 @@ class Rows:
         cond_row: [R] int64 row of the conditioning.
         slot: [R] int64 slot of the denoiser output, -1 if not known.
         value: [R] float64 value of the state, NaN if not known.
+        gradient: [R, ...] of the value in the state, for proposals that follow it, or None.
     """
 
     batch: Batch
@@ -30,6 +31,7 @@ class Rows:
     cond_row: Tensor
     slot: Tensor
     value: Tensor
+    gradient: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -43,6 +45,7 @@ class Rows:
             self.cond_row[index],
             self.slot[index],
             self.value[index],
+            None if self.gradient is None else self.gradient[index],
         )
 
     def name(self, row: int) -> str:

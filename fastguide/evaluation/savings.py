@@ -34,15 +34,20 @@ or a reward that runs on the host anyway.
 """
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host would have to wait for this device to look at a number."""
+    return device.type in RESIDENT_DEVICES
+
+
 def stays_resident(savings: frozenset[str], device: torch.device) -> bool:
-    """Whether a run keeps everything it knows on the device."""
-    return device.type in RESIDENT_DEVICES and savings <= RESIDENT
+    """Whether a run on this device, of states that can be equal, needs no memory on the host."""
+    return runs_ahead(device) and savings <= RESIDENT
 
 
 def resolve_savings(savings: str | Collection[str], device: torch.device) -> frozenset[str]:
     """Return the set for "all", "none" or a collection of names, or raise ArgumentError."""
     if savings == "all":
-        return RESIDENT if device.type in RESIDENT_DEVICES else ALL
+        return RESIDENT if runs_ahead(device) else ALL
     if savings == "none":
         return frozenset()
     chosen = frozenset([savings] if isinstance(savings, str) else savings)

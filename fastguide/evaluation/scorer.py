@@ -109,7 +109,7 @@ class Scorer:
                     zip((names[row] for row in missing), fresh.tolist(), strict=True)
                 )
                 self._shrink(len(names[0]))
-        self._check_finite(scores, first // copies, rows, step)
+        self._check_finite(scores, samples[first], tag[first], first // copies, rows, step)
         return scores[inverse]
 
     @property
@@ -141,7 +141,9 @@ class Scorer:
         self._cost.reward_rows += samples.shape[0]
         return scores.to(samples.device)
 
-    def _check_finite(self, scores: Tensor, owner: Tensor, rows: Rows, step: int) -> None:
+    def _check_finite(
+        self, scores: Tensor, samples: Tensor, tag: Tensor, owner: Tensor, rows: Rows, step: int
+    ) -> None:
         invalid = ~scores.isfinite()
         if not bool(invalid.any()):
             return
@@ -149,8 +151,14 @@ class Scorer:
             scores[invalid] = float("-inf")
             return
         row = int(invalid.nonzero()[0])
-        name = rows.name(int(owner[row]))
-        raise score_fault(self._label, float(scores[row]), step, name)
+        label, score = self._label, float(scores[row])
+        if hasattr(self._function, "components"):
+            cond = {name: value[tag[row : row + 1]] for name, value in self._cond.items()}
+            parts = self._function.components(samples[row : row + 1], **cond)
+            wrong = [name for name, part in parts.items() if not bool(part.isfinite())]
+            if wrong:
+                label, score = f"{label} component {wrong[0]!r}", float(parts[wrong[0]])
+        raise score_fault(label, score, step, rows.name(int(owner[row])))
 
     def _recall(self, name: bytes) -> float | None:
         score = self._known.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 import torch
 
@@ -34,6 +35,17 @@ class OutputStore:
         for slot in self._transient - self._pinned:
             self._free.append(slot)
         self._transient &= self._pinned
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """Slots that are read in this step."""
+        return frozenset(self._pinned)
+
+    def release(self, slots: Collection[int]) -> None:
+        """Unpin slots that this step has read and will not read again."""
+        self._pinned.difference_update(slots)
+        self._free.extend(self._transient.intersection(slots))
+        self._transient.difference_update(slots)
 
     def find(self, state: bytes) -> int:
         """The slot remembered for `state`, pinned for this step, or -1."""

@@ -178,6 +178,12 @@ class Designs:
             "seconds": dict(cost.seconds),
             "overhead_us_per_candidate_row": 1e6 * cost.overhead_per_candidate,
         }
+        if self.result.components is not None:
+            parts = {k: v.double().cpu().numpy() for k, v in self.result.components.items()}
+            found["components"] = {
+                name: {"mean": float(part.mean()), "mean_error": mean_error(part)}
+                for name, part in parts.items()
+            }
         if natural_limit is not None:
             found["natural"] = bool(median >= natural_limit)
             found["share_below_limit"] = float((per_site < natural_limit).mean())

@@ -20,8 +20,16 @@ COLUMNS = ("design", "method", "sequence", "guiding_reward", "judging_reward", "
 def write_designs(directory: Path, sets: Sequence[Designs]) -> None:
     """designs.fasta and designs.csv: every design with its rewards and its bound in nats.
 
-    CSV columns are COLUMNS; numbers are written in full.
+    CSV columns are COLUMNS, and one for each component of a combined reward; numbers are written in
+    full.
     """
+    parts = [made.result.components or {} for made in sets]
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    extra = [
+        [part[name][row].item() if name in part else "" for name in names]
+        for made, part in zip(sets, parts, strict=True)
+        for row in range(len(made.sequences))
+    ]
     records = [
         (f"{made.key}_{row + 1:03d}", made.key, sequence, guide, judge, bound)
         for made in sets
@@ -37,8 +45,8 @@ def write_designs(directory: Path, sets: Sequence[Designs]) -> None:
     ]
     with (directory / "designs.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(records)
+        writer.writerow([*COLUMNS, *names])
+        writer.writerows([*record, *more] for record, more in zip(records, extra, strict=True))
     entries = [
         f">{name} guiding_reward={guide:.4f} judging_reward={judge:.4f} elbo_nats={bound:.3f}\n"
         f"{sequence}\n"

@@ -39,7 +39,7 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
         f'<p class="lead">{escape(_lead(comparison, words))}</p>',
         _findings(comparison),
         "<h2>How good, how natural, how diverse</h2>",
-        _table(quality_columns(words), figures),
+        _table(quality_columns(words, figures), figures),
         f'<p class="lead">Rewards are means over {settings.num_samples} designs ± standard error; '
         "the bound is a median ± standard error (bootstrap). Distances are in "
         f"{escape(words.site)}s that differ.</p>",

@@ -56,8 +56,14 @@ def _rewards(axes: Axes, result: Result) -> None:
     axes.hist(rewards, bins=min(30, max(5, len(rewards) // 3)), color=GUIDED[0], alpha=0.75)
     median = float(np.median(rewards))
     axes.axvline(median, color=INK, lw=1.5, ls=(0, (4, 3)))
+    title = f"Rewards of {len(rewards):,} samples, median {median:.3g}"
+    if result.components:
+        medians = (
+            f"{name} {np.median(part.cpu()):.3g}" for name, part in result.components.items()
+        )
+        title += f"\n({', '.join(medians)})"
     axes.set(
-        title=f"Rewards of {len(rewards):,} samples, median {median:.3g}",
+        title=title,
         xlabel="reward",
         ylabel="samples",
     )

@@ -26,7 +26,21 @@ def with_error(value: float, error: float, digits: int = 2) -> str:
     return number(value, digits) + ("" if math.isnan(error) else f" ± {number(error, digits)}")
 
 
-def quality_columns(words: Words) -> list[Column]:
+def component_columns(figures: Sequence[Figures]) -> list[Column]:
+    """The means of a combined reward's components."""
+
+    def column(name: str) -> Column:
+        def cell(one: Figures) -> str:
+            part = one.get("components", {}).get(name)
+            return "–" if part is None else with_error(part["mean"], part["mean_error"])
+
+        return name, cell
+
+    names = dict.fromkeys(name for one in figures for name in one.get("components", {}))
+    return [column(name) for name in names]
+
+
+def quality_columns(words: Words, figures: Sequence[Figures] = ()) -> list[Column]:
     """How good and how natural the designs are."""
     return [
         ("method", lambda f: f["method"]),
@@ -34,6 +48,7 @@ def quality_columns(words: Words) -> list[Column]:
             "guiding reward",
             lambda f: with_error(f["guiding_reward_mean"], f["guiding_reward_mean_error"]),
         ),
+        *component_columns(figures),
         ("judging reward", _judged),
         (f"log-likelihood bound, nats per {words.site}", _bounded),
         ("natural", lambda f: "yes" if f["natural"] else "no"),
@@ -104,10 +119,11 @@ def designs_text(task: str, made: Designs, shown: int = 5) -> str:
     """What the command line prints of one method: averages, then the best designs by the guide."""
     words = words_of(task)
     bound = made.bound_per_site
-    cost = made.result.cost
+    cost, figures = made.result.cost, made.figures()
     facts = [
         ["designs", f"{len(made.sequences)} ({made.diversity.distinct} distinct)"],
         ["guiding reward", with_error(float(made.guide.mean()), mean_error(made.guide))],
+        *([f"  {name}", cell(figures)] for name, cell in component_columns([figures])),
         ["judging reward", with_error(float(made.judge.mean()), mean_error(made.judge))],
         [
             f"bound, nats per {words.site}",
@@ -142,6 +158,7 @@ def summary_text(comparison: Comparison) -> str:
     columns: list[Column] = [
         ("method", lambda f: f["method"]),
         ("guiding reward", lambda f: number(f["guiding_reward_mean"])),
+        *component_columns(figures),
         ("judging reward", _judged),
         ("log-lik. bound", _bounded),
         ("natural", lambda f: "yes" if f["natural"] else "no"),

@@ -26,8 +26,8 @@ def cached(function: Callable[..., Any], *, max_bytes: int = 2**28) -> Cached:
     known, in order of first appearance, and nothing where all are known.
 
     Args:
-        function: callable(samples [B, ...]) -> [B] numbers; if it has a method `soft`, so has
-            the result.
+        function: callable(samples [B, ...]) -> [B] numbers; if it has methods `soft` or
+            `components`, so has the result.
         max_bytes: memory for samples and scores, about; the least recently used are forgotten.
 
     Raises:
@@ -50,8 +50,9 @@ class Cached(Wrapper):
                 f"cached({self.__name__}): the function has deterministic=False, so a remembered "
                 "score would not be that of the next call; use it without cached"
             )
-        if callable(getattr(function, "soft", None)):
-            self.soft = function.soft  # type: ignore[attr-defined]
+        for name in ("soft", "components"):
+            if callable(getattr(function, name, None)):
+                setattr(self, name, getattr(function, name))
         self._function = function
         self._max_bytes = max_bytes
         self._known: OrderedDict[bytes, float] = OrderedDict()

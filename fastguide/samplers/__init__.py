@@ -5,18 +5,24 @@ from fastguide.samplers.beam_search import BeamSearch, ScheduledSearch
 from fastguide.samplers.best_of_n import BestOfN
 from fastguide.samplers.blockwise import BlockwiseBestOfN
 from fastguide.samplers.fk_steering import FKSteering
+from fastguide.samplers.guidance import DPS, ClassifierGuidance
 from fastguide.samplers.nested_smc import SVDDR, NestedSMC
 from fastguide.samplers.smc import SMC
 from fastguide.samplers.svdd import SVDD
+from fastguide.samplers.tds import DAS, TDS
 from fastguide.samplers.unguided import Unguided
 
 __all__ = [
+    "DAS",
+    "DPS",
     "SMC",
     "SVDD",
     "SVDDR",
+    "TDS",
     "BeamSearch",
     "BestOfN",
     "BlockwiseBestOfN",
+    "ClassifierGuidance",
     "FKSteering",
     "NestedSMC",
     "Sampler",

@@ -15,7 +15,7 @@ from fastguide.checkpoint import Checkpoint, digest
 from fastguide.diffusion import Diffusion, Step
 from fastguide.engine import Plan, Run, State
 from fastguide.errors import ArgumentError, DtypeError, ShapeError
-from fastguide.evaluation import Limits, resolve_savings
+from fastguide.evaluation import Limits, Rows, resolve_savings
 from fastguide.modes import evaluation_mode
 from fastguide.policy import Choice, Final, Selection
 from fastguide.result import Result
@@ -86,6 +86,8 @@ class Sampler:
     # -- the policy, as the engine asks for it ------------------------------------------------
 
     couples = False
+    select_initial = False
+    guides = False
 
     def width(self, step: Step) -> int:
         """Candidates per row at this step."""
@@ -94,6 +96,10 @@ class Sampler:
     def memory(self, num_chains: int) -> dict[str, Tensor]:
         """What `select` is given at the first step."""
         return {}
+
+    def shift(self, rows: Rows, step: Step, memory: dict[str, Tensor]) -> Tensor | None:
+        """How to change the proposal: not at all."""
+        return None
 
     def scores(self, step: Step, num_candidates: int) -> bool:
         """Whether the candidates of this step are scored and chosen from."""
@@ -193,7 +199,13 @@ class Sampler:
             unit="step",
         )
         saved = started = time.monotonic()
-        models = (self.diffusion.denoiser, self.diffusion.head, self.reward, self.value)
+        models = (
+            self.diffusion.denoiser,
+            self.diffusion.head,
+            self.reward,
+            self.value,
+            getattr(self.value, "reward", None),
+        )
         with evaluation_mode(*models), bar:
             try:
                 for current in run:
@@ -216,7 +228,7 @@ class Sampler:
                 # also on Ctrl-C and errors: what is done is kept
                 if store is not None:
                     store.save(run.snapshot())
-        return run.result()
+            return run.result()  # which may still look at the reward's components
 
     def start(
         self,
@@ -261,12 +273,13 @@ class Sampler:
         # one output to propose from at the start; then the carried outputs of what was scored
         reads = bool(getattr(self.value, "needs_denoiser", False))
         fresh = sum(self._width(step) for step in scored) if reads else len(steps) - 1
+        fresh *= getattr(self.value, "denoiser_rows", 1)
         rewards = sum(self._width(step) for step in scored) * getattr(self.value, "num_samples", 1)
         if self.reward is not None:
             rewards += self._width(steps[-1])
         return RowBound(
             denoiser_rows=chains * (1 + fresh) * self.diffusion.rows_per_state,
-            reward_rows=chains * rewards,
+            reward_rows=chains * rewards + num_samples * hasattr(self.reward, "components"),
         )
 
     def _width(self, step: Step) -> int:

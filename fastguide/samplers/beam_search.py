@@ -69,7 +69,7 @@ class BeamSearch(Sampler):
         draw = ops.philox_uniform(
             selection.seed,
             selection.chains.view(num, size)[:, 0],
-            selection.step.index,
+            selection.step.counter,
             Purpose.RESAMPLE,
             num_elements=width,
         )[:, 0]

@@ -80,7 +80,7 @@ class FKSteering(ParticleSampler):
 
     def scores(self, step: Step, num_candidates: int) -> bool:
         """At every `interval`-th step, and at the last."""
-        return step.clean or (step.index + 1) % self.interval == 0
+        return step.clean or (step.index >= 0 and (step.index + 1) % self.interval == 0)
 
     def select(self, selection: Selection) -> Choice:
         """The potential, then weights and ancestors."""

@@ -147,7 +147,7 @@ class SVDDR(Sampler):
                 alpha=self.alpha,
                 seed=selection.seed,
                 chains=chains.repeat_interleave(num),
-                step=selection.step.index,
+                step=selection.step.counter,
                 particles=torch.arange(num, device=chains.device).repeat(len(chains)),
                 purpose=Purpose.RESAMPLE,
             ).index.view(-1, num)
@@ -164,7 +164,7 @@ class SVDDR(Sampler):
             alpha=1.0,
             seed=selection.seed,
             chains=chains,
-            step=selection.step.index,
+            step=selection.step.counter,
             purpose=Purpose.FINAL,
         )
         index = drawn.index + torch.arange(len(chains), device=chains.device) * size

@@ -27,6 +27,7 @@ class ParticleSampler(Sampler):
     """
 
     couples = True
+    select_initial = True
 
     def _start(self, *, alpha: float, resampler: str, ess_threshold: float, output: str) -> None:
         if not alpha > 0:
@@ -86,7 +87,7 @@ class ParticleSampler(Sampler):
         again = ops.resample(
             weight,
             seed=selection.seed,
-            step=selection.step.index,
+            step=selection.step.counter,
             chains=selection.chains.view(num, size)[:, 0],
             scheme=self.resampler,
             ess_threshold=None if self.ess_threshold == 1 else self.ess_threshold,
@@ -111,7 +112,7 @@ class ParticleSampler(Sampler):
                 alpha=1.0,
                 seed=selection.seed,
                 chains=selection.chains.view(num, size)[:, 0],
-                step=selection.step.index,
+                step=selection.step.counter,
                 purpose=Purpose.FINAL,
             )
             index = chosen.index + torch.arange(num, device=weight.device) * size

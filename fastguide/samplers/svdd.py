@@ -28,7 +28,7 @@ def choose_within(selection: Selection, alpha: float) -> tuple[Tensor, Tensor, T
         alpha=alpha,
         seed=selection.seed,
         chains=selection.chains,
-        step=selection.step.index,
+        step=selection.step.counter,
         particles=selection.particles,
     )
     start = torch.arange(values.shape[0], device=index.device) * values.shape[1]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from fastguide import ops
 from fastguide.diffusion import Step
 from fastguide.errors import ArgumentError, DtypeError
 from fastguide.evaluation import Evaluator, Rows
+from fastguide.values.samples import Average
 
 Tensor = torch.Tensor
 
@@ -62,30 +62,40 @@ class PosteriorMean:
 
 
 class PosteriorSamples:
-    """alpha log-mean-exp of the reward over clean samples drawn from the prediction.
+    """The rewards of clean samples drawn from the prediction, averaged.
 
     Args:
         reward: callable(samples [B, ...]) -> [B].
         num_samples: S draws per state, from the factorised prediction.
-        alpha: temperature in reward units per nat; the log-mean-exp of r/alpha is times alpha.
+        alpha: alpha log-mean-exp(r / alpha), the soft value; in reward units per nat.
+        tau: the mean of the worst tau share of the draws (CVaR), for what must not go wrong; 1 is
+            the mean. Give one of the two if S > 1.
 
     The draws are keyed by the state, so equal states have equal values. Bias: the product form of
-    the prediction, and O(1/S) from the logarithm. Source: Singhal et al. 2025 (FK steering, arXiv
-    2501.06848), section 4; soft value of Li et al. 2024 (arXiv 2408.08252), equation 3.
+    the prediction, and O(1/S) from the logarithm or the quantile. Sources: Singhal et al. 2025 (FK
+    steering, arXiv 2501.06848), section 4; soft value of Li et al. 2024 (arXiv 2408.08252),
+    equation 3; CVaR of Rockafellar and Uryasev 2000.
+
+    Raises:
+        ArgumentError: a number out of range, by name.
     """
 
     needs_denoiser = True
     time_conditioned = False
 
-    def __init__(self, reward: Callable[..., Any], num_samples: int = 4, *, alpha: float) -> None:
-        if num_samples < 1:
-            raise ArgumentError(f"num_samples must be at least 1, got {num_samples}")
-        if not alpha > 0:
-            raise ArgumentError(f"alpha must be positive for a log-mean-exp, got {alpha}")
+    def __init__(
+        self,
+        reward: Callable[..., Any],
+        num_samples: int = 4,
+        *,
+        alpha: float | None = None,
+        tau: float | None = None,
+    ) -> None:
+        self.average = Average(num_samples, alpha, tau)
         self.reward = reward
         self.num_samples = num_samples
-        self.alpha = float(alpha)
         self.deterministic = bool(getattr(reward, "deterministic", True))
+        self.__name__ = f"PosteriorSamples({self.average})"
 
     def evaluate(self, evaluator: Evaluator, rows: Rows, step: Step) -> Tensor:
         """See `fastguide.evaluation.Value`."""
@@ -102,6 +112,6 @@ class PosteriorSamples:
             rewards = evaluator.reward(
                 self.reward, x0.flatten(0, 1), unknown, step.index, copies=copies
             )
-            return ops.soft_value(rewards.view(-1, copies), self.alpha)
+            return self.average(rewards)
 
         return evaluator.fill_values(rows, soft_value_of, copies)
