@@ -128,14 +128,23 @@ class GaussianChain:
         Raises:
             ShapeError, DtypeError: the denoiser returned something else; says what was due.
         """
-        null_cond = self.null_cond if self.rows_per_state == 2 else None
-        given = t.to(self._time_dtype)
-        output = call_denoiser(self.denoiser, x, given, cond, null_cond)
-        output = self._check_output(output, len(x) * self.rows_per_state).to(x.dtype)
+        output = self._call(x, t, cond)
         if self.rows_per_state == 2:
-            guided, free = output.chunk(2)
-            output = free + self.guidance_scale * (guided - free)
+            given, free = output.chunk(2)
+            output = free + self.guidance_scale * (given - free)
         return self._clean(x, output, t)
+
+    def predict_pair(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
+        """[B, 2, *shape]: x0_hat as guided, and the conditional one minus the unconditional."""
+        t = torch.full((len(x),), time, device=x.device)
+        given, free = (self._clean(x, half, t) for half in self._call(x, t, cond).chunk(2))
+        return torch.stack([free + self.guidance_scale * (given - free), given - free], dim=1)
+
+    def _call(self, x: Tensor, t: Tensor, cond: dict[str, Tensor] | None) -> Tensor:
+        """What the denoiser returns; of a guided pair the conditional rows come first."""
+        null_cond = self.null_cond if self.rows_per_state == 2 else None
+        output = call_denoiser(self.denoiser, x, t.to(self._time_dtype), cond, null_cond)
+        return self._check_output(output, len(x) * self.rows_per_state).to(x.dtype)
 
     def needs_output(self, x: Tensor) -> Tensor:
         """[R] bool: every row's output is read."""

@@ -17,6 +17,7 @@ from fastguide.evaluation.gradients import differentiate
 from fastguide.evaluation.rows import Rows, mix_tag
 
 Tensor = torch.Tensor
+Denoise = Callable[[Tensor, float, dict[str, Tensor]], Tensor]
 
 GRADIENT = "the value or its gradient"
 
@@ -81,14 +82,17 @@ class Models:
                 batch_x, keys = torch.cat([batch_x, tag[:, None]], dim=1), mix_tag(keys, tag)
             return ops.unique_rows(batch_x, keys)
 
-    def _run_denoiser(self, rows: Rows, index: Tensor, time: float) -> Tensor:
-        """Outputs [S, ...] of rows `index` [S]."""
+    def _run_denoiser(
+        self, rows: Rows, index: Tensor, time: float, denoise: Denoise | None = None
+    ) -> Tensor:
+        """Outputs [S, ...] of rows `index` [S], by `denoise` or the diffusion's own."""
         x, cond_row = rows.batch.x, rows.cond_row
+        denoise = denoise or self.diffusion.denoise
 
         def model(chunk: Tensor) -> Tensor:
             picked = index[chunk]
             cond = {name: value[cond_row[picked]] for name, value in self._cond.items()}
-            return self.diffusion.denoise(x[picked], time, cond)
+            return denoise(x[picked], time, cond)
 
         width = self.diffusion.rows_per_state
         with self.cost.timed("denoiser"):

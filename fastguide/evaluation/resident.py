@@ -21,6 +21,7 @@ from fastguide.errors import NonFiniteError
 from fastguide.evaluation.calls import Limits, call_in_chunks
 from fastguide.evaluation.models import (
     GRADIENT,
+    Denoise,
     Models,
     Value,
     output_fault,
@@ -171,6 +172,17 @@ class ResidentEvaluator(Models):
             self._note(_GRADIENT, wrong, rows, step.index)
         rows.gradient = gradient
         return values
+
+    def denoise_pairs(self, pairs: Denoise, rows: Rows, step: Step) -> Tensor:
+        """Outputs of `rows` from a denoiser of pairs [S, 2, ...]; the second halves [R, ...]."""
+        places = _places(rows.slot)
+        self._count_requested(len(rows), 0)
+        both = self._run_denoiser(rows, places, step.next_time, pairs)
+        self._bad = ~both.flatten(1).isfinite().all(dim=1)
+        self._note(_OUTPUT, self._bad, rows, step.index)
+        self._buffer, rows.slot = both[:, 0], places
+        self._carried = "carry" in self.savings
+        return both[:, 1]
 
     def fill_values(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,17 +12,32 @@ import torch
 
 from fastguide.diffusion import MaskedDiffusion
 from fastguide.errors import ArgumentError
-from fastguide.report.metrics import Array, Diversity, diversity, mean_error, median_error
+from fastguide.report.methods import TABLE
+from fastguide.report.metrics import (
+    Array,
+    Diversity,
+    diversity,
+    mean_error,
+    median_error,
+    weighted_quantiles,
+)
 from fastguide.result import Result
 
 Tensor = torch.Tensor
 
-METHODS = ("unguided", "best_of_n", "matched", "svdd")
+METHODS = ("unguided", "best_of_n", "matched", *(name for name in TABLE if name not in (
+    "unguided", "best_of_n")))
 """What a comparison may hold, in the order of every table.
 
 matched: best of N with the smallest N whose executed denoiser rows reach those of SVDD at the alpha
 that executes most, so that it spends at least as much as any of the SVDD runs.
 """
+
+CLASSIC = ("unguided", "best_of_n", "matched", "svdd")
+"""What a comparison without a budget holds, if nothing else is asked for."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of rewards, wherever they are given."""
 
 NATURAL_QUANTILE = 0.05
 """Designs count as natural while their median bound is above this quantile of unguided samples."""
@@ -61,16 +77,24 @@ class Settings:
 
     Attributes:
         methods: names out of METHODS.
-        num_samples: designs per method.   num_candidates: of best of N and of SVDD.
-        alphas: one SVDD run each, in reward units per nat.   num_steps: T.   seed: of every run.
+        num_samples: designs per method.
+        num_candidates: of best of N and of SVDD; of the others, all candidates of a design and a
+            step, that is particles, or particles times the first of `methods.WIDTHS`.
+        alphas: one run each of every method that has one, in reward units per nat; those that
+            divide by it are not run at 0.
+        num_steps: T.   seed: of every run.
         num_reference: unguided samples that say what is natural.   num_masks: of the bound.
         fixed_rows: as in `Sampler.sample`.
+        rows_per_design: executed denoiser rows per design that every method is to spend; its size
+            is chosen so (`methods.Method.size`), and num_candidates is ignored.
+        seconds_per_design: likewise, in measured seconds, which is approximate.
 
     Raises:
-        ArgumentError: an unknown method, no method, a size below what the figures need.
+        ArgumentError: an unknown method, no method, a size below what the figures need, two
+            budgets.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = CLASSIC
     num_samples: int = 64
     num_candidates: int = 10
     alphas: tuple[float, ...] = ()
@@ -79,6 +103,8 @@ class Settings:
     num_reference: int = 1000
     num_masks: int = 64
     fixed_rows: int | None = None
+    rows_per_design: float | None = None
+    seconds_per_design: float | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.methods) - set(METHODS))
@@ -88,8 +114,26 @@ class Settings:
             )
         if "matched" in self.methods and "svdd" not in self.methods:
             raise ArgumentError("methods: 'matched' is matched to SVDD; add 'svdd' or drop it")
-        if "svdd" in self.methods and not self.alphas:
-            raise ArgumentError("alphas must hold at least one temperature for SVDD, got none")
+        for name in self.methods:
+            if name != "matched" and not TABLE[name].alphas(self.alphas):
+                kind = "positive temperature" if TABLE[name].alpha == "positive" else "temperature"
+                raise ArgumentError(
+                    f"alphas must hold at least one {kind} for {TABLE[name].label}, got "
+                    f"{list(self.alphas) or 'none'}"
+                )
+        for each in ("rows_per_design", "seconds_per_design"):
+            amount = getattr(self, each)
+            if amount is not None and not (amount > 0 and math.isfinite(amount)):
+                raise ArgumentError(f"{each} must be positive and finite, got {amount}")
+        if self.rows_per_design is not None and self.seconds_per_design is not None:
+            raise ArgumentError(
+                "rows_per_design and seconds_per_design are two budgets; give one of them"
+            )
+        if self.budget is not None and "matched" in self.methods:
+            raise ArgumentError(
+                "methods: 'matched' has no place under a budget, which matches every method; "
+                "drop it, best_of_n is matched too"
+            )
         if len(set(self.alphas)) < len(self.alphas):
             raise ArgumentError(f"alphas must differ from one another, got {list(self.alphas)}")
         if self.num_samples < 2:
@@ -103,6 +147,16 @@ class Settings:
             )
 
     @property
+    def budget(self) -> float | None:
+        """What every design may cost, in rows or seconds, or None."""
+        return self.rows_per_design or self.seconds_per_design
+
+    @property
+    def wide(self) -> bool:
+        """Whether more is compared than best of N and SVDD at the same N."""
+        return self.budget is not None or not set(self.methods) <= set(CLASSIC)
+
+    @property
     def middle_alpha(self) -> float:
         """The one in the middle, for where a single alpha is wanted."""
         return sorted(self.alphas)[len(self.alphas) // 2]
@@ -110,6 +164,43 @@ class Settings:
 
 DEMO = Settings(alphas=(0.0, 0.3, 1.0))
 """What `fastguide demo` runs on task utr; alphas in ribosomes per mRNA per nat."""
+
+
+@dataclass(frozen=True)
+class Particles:
+    """All particles of a method that weighs them: N groups, one per design, of P each.
+
+    Attributes:
+        guide, judge: [N, P] float64 rewards.   log_weights: [N, P] float64; each group sums to 1.
+        log_z: [N] float64 nats.
+    """
+
+    guide: Array
+    judge: Array
+    log_weights: Array
+    log_z: Array
+
+    def figures(self) -> dict[str, Any]:
+        """Averages over the groups, all alike, of what each holds by its weights."""
+        weights = np.exp(self.log_weights)
+        found: dict[str, Any] = {
+            "groups": len(weights),
+            "particles": weights.shape[1],
+            "ess_mean": float((1 / (weights**2).sum(axis=1)).mean()),
+            "log_z_mean": float(self.log_z.mean()),
+            "log_z_deviation": float(self.log_z.std(ddof=1)) if len(weights) > 1 else math.nan,
+        }
+        for name, rewards in (("guiding", self.guide), ("judging", self.judge)):
+            means = (weights * np.where(weights > 0, rewards, 0)).sum(axis=1)
+            quantiles = weighted_quantiles(rewards.ravel(), weights.ravel(), QUANTILES)
+            found[f"{name}_reward_mean"] = float(means.mean())
+            found[f"{name}_reward_mean_error"] = mean_error(means)
+            found[f"{name}_reward_quantiles"] = _by_quantile(quantiles)
+        return found
+
+
+def _by_quantile(values: Array) -> dict[str, float]:
+    return {f"{q:g}": float(value) for q, value in zip(QUANTILES, values, strict=True)}
 
 
 @dataclass
@@ -122,6 +213,8 @@ class Designs:
         guide, judge: [N] float64 rewards by the guiding and by the judging oracle.
         bound: [N] float64 lower bound of the log-likelihood under the pre-trained model, nats.
         length: sites per design.
+        particles: of a method that weighs them.
+        fit: how a budget chose the size, and what was spent; None without a budget.
     """
 
     key: str
@@ -132,6 +225,8 @@ class Designs:
     judge: Array
     bound: Array
     length: int
+    particles: Particles | None = None
+    fit: dict[str, Any] | None = None
 
     @property
     def diversity(self) -> Diversity:
@@ -152,7 +247,9 @@ class Designs:
         cost, made = self.result.cost, self.diversity
         per_site = self.bound_per_site
         median = float(np.median(per_site))
-        found = {
+        ess = self.result.trace.ess.numpy()
+        seen = np.isfinite(ess)
+        found: dict[str, Any] = {
             "method": self.label,
             "key": self.key,
             "settings": self.result.settings,
@@ -163,12 +260,15 @@ class Designs:
             "judging_reward_mean_error": mean_error(self.judge),
             "judging_reward_median": float(np.median(self.judge)),
             "judging_reward_best": float(self.judge.max()),
+            "guiding_reward_quantiles": _by_quantile(np.quantile(self.guide, QUANTILES)),
+            "judging_reward_quantiles": _by_quantile(np.quantile(self.judge, QUANTILES)),
             "guiding_minus_judging_mean": float((self.guide - self.judge).mean()),
             "bound_median_nats_per_site": median,
             "bound_median_error_nats_per_site": median_error(per_site),
             "distinct": made.distinct,
             "mean_distance_sites": made.mean_distance,
             "nearest_distance_sites": made.nearest_distance,
+            "ess_mean": float(ess[seen].mean()) if seen.any() else math.nan,
             "denoiser_rows_requested": cost.denoiser_rows_requested,
             "denoiser_rows": cost.denoiser_rows,
             "reward_rows_requested": cost.reward_rows_requested,
@@ -176,8 +276,14 @@ class Designs:
             "padding_rows": cost.padding_rows,
             "candidate_rows": cost.candidate_rows,
             "seconds": dict(cost.seconds),
+            "overhead_share": (cost.seconds["kernels"] + cost.seconds["other"])
+            / max(cost.seconds["total"], 1e-12),
             "overhead_us_per_candidate_row": 1e6 * cost.overhead_per_candidate,
         }
+        if self.particles is not None:
+            found["weighted_particles"] = self.particles.figures()
+        if self.fit is not None:
+            found["fit"] = self.fit
         if self.result.components is not None:
             parts = {k: v.double().cpu().numpy() for k, v in self.result.components.items()}
             found["components"] = {

@@ -89,6 +89,18 @@ def median_error(values: Array, seed: int = 0) -> float:
     return float(np.median(values[draws], axis=1).std(ddof=1))
 
 
+def weighted_quantiles(values: Array, weights: Array, q: Sequence[float]) -> Array:
+    """Smallest of `values` [N] up to which a share q of `weights` [N] lies, [len(q)] float64.
+
+    Weights need no particular sum; values without weight never come out.
+    """
+    held = weights > 0
+    order = np.argsort(values[held], kind="stable")
+    values, shares = values[held][order], np.cumsum(weights[held][order])
+    place = np.searchsorted(shares, np.asarray(q) * shares[-1])
+    return np.asarray(values[np.minimum(place, len(values) - 1)], dtype=np.float64)
+
+
 def upstream_starts(sequences: Sequence[str], *, in_frame: bool) -> float:
     """Share of sequences with an ATG in, or out of, frame with the codon after their last letter.
 

@@ -5,8 +5,10 @@ from fastguide.samplers.beam_search import BeamSearch, ScheduledSearch
 from fastguide.samplers.best_of_n import BestOfN
 from fastguide.samplers.blockwise import BlockwiseBestOfN
 from fastguide.samplers.fk_steering import FKSteering
+from fastguide.samplers.fkc_guidance import FKCGuidance
 from fastguide.samplers.guidance import DPS, ClassifierGuidance
 from fastguide.samplers.nested_smc import SVDDR, NestedSMC
+from fastguide.samplers.refinement import IterativeRefinement
 from fastguide.samplers.smc import SMC
 from fastguide.samplers.svdd import SVDD
 from fastguide.samplers.tds import DAS, TDS
@@ -23,7 +25,9 @@ __all__ = [
     "BestOfN",
     "BlockwiseBestOfN",
     "ClassifierGuidance",
+    "FKCGuidance",
     "FKSteering",
+    "IterativeRefinement",
     "NestedSMC",
     "Sampler",
     "ScheduledSearch",

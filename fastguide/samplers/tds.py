@@ -145,11 +145,8 @@ class DAS(TDS):
             output=output,
             on_invalid=on_invalid,
         )
-        if isinstance(tempering, str):
-            known = tempering in ("linear", "adaptive")
-        else:
-            known = tempering > 0
-        if not known:
+        rate = 1.0 if tempering in ("linear", "adaptive") else tempering
+        if isinstance(rate, str) or not rate > 0:
             raise ArgumentError(
                 f"tempering must be 'linear', 'adaptive' or a positive number, got {tempering!r}"
             )

@@ -187,13 +187,13 @@ def _masked_propose() -> Iterator[Sample]:
             dict(common, mask_token=vocab, index=index),
         )
     gap = torch.tensor([1e-11, -1e-11, 1e-10, -1e-10, 1e-9, -1e-9])
-    common = dict(seed=11, chains=torch.arange(8), step=3)
-    u = reference.philox_uniform(purpose=Purpose.TOKEN, num_elements=len(gap), **common)[:, 0]
+    draw_at: dict[str, Any] = dict(seed=11, chains=torch.arange(8), step=3)
+    u = reference.philox_uniform(purpose=Purpose.TOKEN, num_elements=len(gap), **draw_at)[:, 0]
     x = torch.full(u.shape, 600)
     yield (
         "targets close to the end of a token",
         (edge_logits(u, gap.expand_as(u), 600), x, reference.masked_keys(x)),
-        dict(common, rho=1.0, num_candidates=1, mask_token=600),
+        dict(draw_at, rho=1.0, num_candidates=1, mask_token=600),
     )
 
 
