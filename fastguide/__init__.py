@@ -44,6 +44,7 @@ from fastguide.samplers import (
     FKSteering,
     IterativeRefinement,
     NestedSMC,
+    ParticleGibbs,
     ScheduledSearch,
     Unguided,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "KarrasDiffusion",
     "MaskedDiffusion",
     "NestedSMC",
+    "ParticleGibbs",
     "Result",
     "ScheduledSearch",
     "Unguided",

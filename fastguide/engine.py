@@ -237,6 +237,7 @@ class Run:
             batch, changed = rows.batch, torch.zeros((len(rows), 1), device=rows.slot.device)
         else:
             batch, changed, log_ratio = self._propose(rows, step, count)
+        batch, changed = policy.revise(batch, changed, rows, step)
         evaluator.cost.candidate_rows += len(batch)
         candidates = self._candidates(rows, batch, changed, step)
         inherited = candidates.slot.clone()

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastguide.diffusion import Diffusion, Step
+from fastguide.diffusion import Batch, Diffusion, Step
 from fastguide.evaluation import Rows
 
 Tensor = torch.Tensor
@@ -94,6 +94,9 @@ class Policy(Protocol):
 
     def shift(self, rows: Rows, step: Step, memory: dict[str, Tensor]) -> Tensor | None:
         """How to change the proposal of `rows`, as the diffusion's `propose_shifted` takes it."""
+
+    def revise(self, batch: Batch, changed: Tensor, rows: Rows, step: Step) -> tuple[Batch, Tensor]:
+        """The candidates that are scored, in place of those proposed; `changed` to match."""
 
     def scores(self, step: Step, num_candidates: int) -> bool:
         """Whether candidates of this step must be scored."""

@@ -8,6 +8,7 @@ from fastguide.samplers.fk_steering import FKSteering
 from fastguide.samplers.fkc_guidance import FKCGuidance
 from fastguide.samplers.guidance import DPS, ClassifierGuidance
 from fastguide.samplers.nested_smc import SVDDR, NestedSMC
+from fastguide.samplers.particle_gibbs import ParticleGibbs
 from fastguide.samplers.refinement import IterativeRefinement
 from fastguide.samplers.smc import SMC
 from fastguide.samplers.svdd import SVDD
@@ -29,6 +30,7 @@ __all__ = [
     "FKSteering",
     "IterativeRefinement",
     "NestedSMC",
+    "ParticleGibbs",
     "Sampler",
     "ScheduledSearch",
     "Unguided",

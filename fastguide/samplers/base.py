@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fastguide.checkpoint import Checkpoint, digest
-from fastguide.diffusion import Diffusion, Step
+from fastguide.diffusion import Batch, Diffusion, Step
 from fastguide.engine import Plan, Run, State
 from fastguide.errors import ArgumentError, DtypeError, ShapeError
 from fastguide.evaluation import Limits, Rows, resolve_savings
@@ -100,6 +100,10 @@ class Sampler:
     def shift(self, rows: Rows, step: Step, memory: dict[str, Tensor]) -> Tensor | None:
         """How to change the proposal: not at all."""
         return None
+
+    def revise(self, batch: Batch, changed: Tensor, rows: Rows, step: Step) -> tuple[Batch, Tensor]:
+        """What was proposed."""
+        return batch, changed
 
     def scores(self, step: Step, num_candidates: int) -> bool:
         """Whether the candidates of this step are scored and chosen from."""
