@@ -11,7 +11,7 @@ from fastguide import ops
 from fastguide.diffusion import Batch, Diffusion, Step
 from fastguide.errors import ArgumentError
 from fastguide.evaluation import Rows
-from fastguide.policy import Choice, Selection
+from fastguide.policy import Choice, Final, Selection
 from fastguide.result import Result
 from fastguide.samplers.refinement import round_seed
 from fastguide.samplers.smc import SMC
@@ -28,6 +28,7 @@ class _Sweep(SMC):
     reference: Tensor | None = None
     first_chain = 0
     num_steps = 0
+    chosen: list[Tensor]
 
     def memory(self, num_chains: int) -> dict[str, Tensor]:
         """Weights and twists; path [N, P, T + 1, ...] of each particle."""
@@ -90,9 +91,11 @@ class _Sweep(SMC):
             },
         )
 
-    def paths(self, index: Tensor, memory: dict[str, Tensor]) -> Tensor:
-        """Paths [N, T + 1, ...] of the chosen particles `index` [N] of the N*P."""
-        return memory["path"].flatten(0, 1)[index]
+    def finish(self, rewards: Tensor | None, selection: Selection) -> Final:
+        """As `SMC`; keeps the paths of the samples."""
+        final = super().finish(rewards, selection)
+        self.chosen.append(selection.memory["path"].flatten(0, 1)[final.index])
+        return final
 
 
 class ParticleGibbs:
@@ -162,32 +165,16 @@ class ParticleGibbs:
             if number == 0 and reference is not None:
                 continue
             sweep.reference = reference
-            result, reference = self._run(num_samples, num_steps, seed, number, how)
-            results.append(result)
-            if result.stopped:
-                break
-        return results
-
-    def _run(
-        self, num_samples: int, num_steps: int, seed: int, number: int, how: dict[str, Any]
-    ) -> tuple[Result, Tensor]:
-        sweep, paths = self._sweep, []
-        finish = sweep.finish
-
-        def finish_with_paths(rewards: Tensor | None, selection: Selection) -> Any:
-            final = finish(rewards, selection)
-            paths.append(sweep.paths(final.index, selection.memory))
-            return final
-
-        sweep.finish = finish_with_paths  # type: ignore[method-assign]
-        try:
+            sweep.chosen = []
             result = sweep.sample(
                 num_samples,
                 num_steps=num_steps,
                 seed=seed if number == 0 else round_seed(seed, number),
-                first_chain=sweep.first_chain,
+                first_chain=first_chain,
                 **how,
             )
-        finally:
-            del sweep.finish  # type: ignore[method-assign]
-        return result, torch.cat(paths)
+            results.append(result)
+            if result.stopped:
+                break
+            reference = torch.cat(sweep.chosen)
+        return results
