@@ -160,3 +160,14 @@ def test_readme_example_runs(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code != block[1]
     exec(code, {})
     assert "denoiser rows" in capsys.readouterr().out
+
+
+def test_the_tests_that_docs_name_exist(root: Path) -> None:
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (root / "tests").rglob("*.py")}
+    named = 0
+    for page in (root / "docs").glob("*.md"):
+        for file, name in re.findall(r"(test_\w+\.py)(?:::(\w+))?", page.read_text("utf-8")):
+            named += 1
+            assert file in tests, f"{page.name} names {file}"
+            assert name in tests[file], f"{page.name} names {file}::{name}"
+    assert named > 20
