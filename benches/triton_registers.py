@@ -319,7 +319,7 @@ def _compile(key: Key, launch: Launch, capability: int) -> dict[str, Any]:
     constants = {k: v for k, v in kwargs.items() if k not in OPTIONS}
     return {
         "kernel": key[0],
-        "types": [t for t in key[1:-1] if t != "int"],
+        "types": " ".join("-" if t is None else str(t) for t in key[1:-1] if t != "int"),
         "constants": constants,
         "architecture": f"sm_{capability}",
         **_usage(report.getvalue()),

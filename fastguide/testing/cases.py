@@ -152,7 +152,9 @@ def _masked_propose() -> Iterator[Sample]:
             ),
         )
     x = draw.states(6, 10, 4, -7, 0.7)
-    common = dict(rho=0.4, seed=11, chains=torch.arange(6), step=3, num_candidates=5)
+    common: dict[str, Any] = dict(
+        rho=0.4, seed=11, chains=torch.arange(6), step=3, num_candidates=5
+    )
     keys = reference.masked_keys(x)
     yield (
         "shared logits, negative mask",
