@@ -18,10 +18,7 @@ from fastguide.reference.resample import SCHEMES
 
 # -- unbiased ----------------------------------------------------------------------------------
 
-MANY = [pytest.param(4), pytest.param(16), pytest.param(64, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("num_particles", MANY)
+@pytest.mark.parametrize("num_particles", [4, 16, 64])
 @pytest.mark.parametrize("ess_threshold", [0.5, 1.0])
 @pytest.mark.parametrize("resampler", SCHEMES)
 def test_smc_is_unbiased(resampler: str, ess_threshold: float, num_particles: int) -> None:
