@@ -99,7 +99,8 @@ class Scorer:
             names = row_bytes(identity[first], tag[first])
             known = [self._recall(name) for name in names]
             missing = [row for row, score in enumerate(known) if score is None]
-            scores.copy_(torch.tensor([np.nan if s is None else s for s in known]))
+            recalled = [np.nan if score is None else score for score in known]
+            scores.copy_(torch.tensor(recalled, dtype=torch.float64))
         if missing:
             index = torch.tensor(missing, device=samples.device)
             fresh = self._call(samples[first[index]], tag[first[index]], time)

@@ -169,6 +169,14 @@ def test_shards_checkpoints_and_stops(tmp_path: Any) -> None:
             assert torch.equal(part, whole.components[name][: len(result)])
 
 
+def test_refinement_reports_what_it_holds() -> None:
+    reward = combine({"main": exact.reward, "ones": ones}, weights={"ones": 0.1})
+    search = fg.IterativeRefinement(svdd(reward), fraction=0.5, num_rounds=4)
+    for result in search.sample(20, num_steps=3, progress=False):
+        close(result.components["ones"], result.samples.sum(1).float())
+        close(result.components["main"], exact.reward(result.samples).float())
+
+
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(savings, "RESIDENT_DEVICES", {"cpu", "cuda"})
     reward = combine({"twos": lambda x: (x == 2).double().mean(1), "ones": lambda x: x.sum(1)})

@@ -9,11 +9,11 @@ import re
 import pytest
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_examples(root, tmp_path, monkeypatch, capsys, number):
     text = (root / "docs" / "rewards.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.+?)```", text, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     if "rewards.jit" in blocks[number]:
         pytest.importorskip("numba")
     code = blocks[number].replace("sample(16, num_steps=64)", "sample(2, num_steps=4)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import exact
@@ -220,17 +219,22 @@ def test_time_follows_the_share_of_masks() -> None:
 
 
 def test_outputs_on_the_way_are_given_back() -> None:
-    """With a denoiser that reads the time nothing is remembered, so nothing may pile up."""
-    diffusion = exact.diffusion(time_conditioned=True)
-    looking = evaluator(diffusion, savings.ALL)
+    """Memory is that of the states and of one step of their paths, however many steps there are."""
+    looking = evaluator(fg.MaskedDiffusion(Denoiser(), L, V, time_conditioned=True), savings.ALL)
+    states = torch.where(torch.arange(L) < torch.arange(5)[:, None], 1, V)
     step = Step(0, 0.5, 0.5, clean=False, varies=True, params=())
-    sizes = []
-    for num_steps in (2, 20):
-        value = fg.values.Lookahead(exact.reward, num_steps, 4, tau=1)
-        looking.advance(rows_of(STATES[:1]))
-        looking.values(value, rows_of(STATES), step)
-        sizes.append(len(looking._store.buffer))
-    assert sizes[1] <= 2 * sizes[0]
+    looking.values(fg.values.Lookahead(reward, 8, 10, tau=1), rows_of(states), step)
+    assert len(looking._store.pinned) <= 5 + 50
+    assert len(looking._store.buffer) <= 1 + 2 * (5 + 50)
+    assert looking.cost.denoiser_rows > 200
+
+
+def test_a_lazy_head_runs_where_something_is_revealed() -> None:
+    looking = evaluator(fg.MaskedDiffusion(Denoiser(), L, V, head=lambda hidden: hidden))
+    states = torch.where(torch.arange(L) < torch.arange(5)[:, None], 1, V)
+    step = Step(0, 0.5, 0.5, clean=False, varies=True, params=())
+    looking.values(fg.values.Lookahead(reward, 3, 4, tau=1), rows_of(states), step)
+    assert 0 < looking.cost.head_rows <= 4 * int((states == V).sum())
 
 
 def test_few_paths_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,65 +317,6 @@ def test_bad_arguments() -> None:
     )
 
 
-# -- Gaussian ------------------------------------------------------------------------------------
-
-
-def shrink(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Some x0_hat."""
-    return x / (1 + t.view(-1, 1).to(x.dtype))
-
-
-ABAR = [0.99, 0.9, 0.7, 0.4, 0.1]
-CHAINS: dict[str, Any] = {
-    "ddpm": fg.GaussianDiffusion(shrink, (2,), alphas_cumprod=ABAR, prediction_type="sample"),
-    "karras": fg.KarrasDiffusion(shrink, (2,), sigmas=[3.0, 1.0, 0.5, 0.2, 0.1]),
-    "flow": fg.FlowMatching(lambda x, t: (x - shrink(x, t)) / t[:, None], (2,)),
-}
-# the level a state stands at, and (time, alpha, sigma) of the levels that two steps visit from it
-LEVELS = {
-    "ddpm": [(t, ABAR[t] ** 0.5, (1 - ABAR[t]) ** 0.5) for t in (4, 2, 1)],
-    "karras": [(3.0, 1.0, 3.0), (0.5, 1.0, 0.5), (0.2, 1.0, 0.2)],
-    "flow": [(0.75, 0.25, 0.75), (0.5, 0.5, 0.5), (0.25, 0.75, 0.25)],
-}
-
-
-def total(x: torch.Tensor) -> torch.Tensor:
-    return x.sum(1)
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_gaussian_steps_add_no_noise(name: str) -> None:
-    x = torch.tensor([[1.0, -0.5], [0.3, 2.0]])
-    (time, *_), *_ = levels = LEVELS[name]
-    found = values_of(fg.values.Lookahead(total, 2), x, time=time, diffusion=CHAINS[name])
-    y = x.double()
-    for (t, a, s), (_, a2, s2) in pairwise(levels):
-        x0 = shrink(y, torch.tensor([t, t]))
-        y = a2 * x0 + s2 * (y - a * x0) / s
-    t, _, _ = levels[-1]
-    due = shrink(y, torch.tensor([t, t])).sum(1)
-    torch.testing.assert_close(found, due, rtol=1e-5, atol=1e-5)
-
-
-def test_gaussian_runs() -> None:
-    for name, chain in CHAINS.items():
-        value = fg.values.Lookahead(total, 2)
-        sampler = fg.SVDD(chain, total, value, num_candidates=3, alpha=0.5)
-        result = sampler.sample(4, num_steps=4, progress=False)
-        # candidates of the first three steps: their own output, and as many more as levels are left
-        ahead = {"ddpm": (2, 1, 0), "karras": (2, 1, 0), "flow": (2, 2, 2)}[name]
-        assert result.cost.denoiser_rows == 4 * (1 + 3 * sum(1 + more for more in ahead))
-        assert result.cost.denoiser_rows <= sampler.plan(4, num_steps=4).denoiser_rows
-        with pytest.raises(ArgumentError, match=r"must be 1 for .*add no noise, got 2"):
-            values_of(
-                fg.values.Lookahead(total, 1, 2, tau=1), torch.zeros(1, 2), 1.0, diffusion=chain
-            )
-        with pytest.raises(ArgumentError, match="x0='sample' needs a law to draw from, but "):
-            values_of(
-                fg.values.Lookahead(total, 1, x0="sample"), torch.zeros(1, 2), 1.0, diffusion=chain
-            )
-
-
 # -- on a GPU ------------------------------------------------------------------------------------
 
 
@@ -401,7 +346,8 @@ def test_resident_rejects_what_is_not_finite(as_if_on_a_gpu: pytest.MonkeyPatch)
     model = Denoiser()
 
     def bad(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return torch.where((x[:, :1] == 1)[..., None], torch.nan, model(x, t))
+        many = (x == 1).sum(1) > 3
+        return torch.where(many[:, None, None], torch.nan, model(x, t))
 
     for kept in ("all", {"carry"}):
         with pytest.raises(NonFiniteError, match=r"denoiser returned NaN.* at step \d for chain"):
@@ -411,6 +357,8 @@ def test_resident_rejects_what_is_not_finite(as_if_on_a_gpu: pytest.MonkeyPatch)
             patch.setattr(savings, "RESIDENT_DEVICES", {"cuda"})
             due = sample(quarter_sampler(bad, on_invalid="reject"), savings=kept)
         assert torch.equal(here.samples, due.samples)
+        scored = due.trace.values.isfinite()
+        assert torch.equal(here.trace.values[scored], due.trace.values[scored])
 
 
 def test_resident_never_waits_without_dedupe(as_if_on_a_gpu: pytest.MonkeyPatch) -> None:

@@ -171,3 +171,19 @@ def test_order_of_the_draws_is_irrelevant() -> None:
         part = torch.tensor(rewards[list(order)])[None]
         found = fg.ops.soft_value(part, 0.0, kind="cvar", tau=0.5)
         assert float(found) == pytest.approx(cvar(np.full(3, 1 / 3), rewards, 0.5))
+
+
+def test_remembered_rewards_keep_every_bit() -> None:
+    """Thirds are no float32: a value that is recalled is the number that was computed."""
+
+    def thirds(x: torch.Tensor) -> torch.Tensor:
+        return exact.reward(x) / 3
+
+    met: list[list[torch.Tensor]] = []
+    for saved in ("all", "none"):
+        sampler = fg.SVDD(exact.diffusion(), thirds, num_candidates=4, alpha=ALPHA)
+        with torch.no_grad():
+            run = sampler.start(50, num_steps=4, savings=saved)
+            met.append([state.rows["value"].clone() for state in run if state.rows])
+    for one, other in zip(*met, strict=True):
+        assert torch.equal(one, other)
