@@ -140,4 +140,9 @@ class IterativeRefinement:
         better = redesigned.rewards >= held.rewards
         redesigned.samples = redesigned.samples.where(better[:, None], held.samples)
         redesigned.rewards = redesigned.rewards.where(better, held.rewards)
+        if redesigned.components is not None and held.components is not None:
+            redesigned.components = {
+                name: part.where(better, held.components[name])
+                for name, part in redesigned.components.items()
+            }
         return redesigned
