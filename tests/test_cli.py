@@ -118,6 +118,37 @@ def test_compare_of_some_methods(tmp_path):
     assert not (tmp_path / "steps.png").exists()
 
 
+def test_compare_at_a_budget(tmp_path, capsys):
+    options = ("--methods", "best_of_n", "smc", "--rows-per-design", 12, "--out", tmp_path)
+    assert run("compare", "tiny", *SMALL, *options, "--num-reference", 4) == 0
+    methods = json.loads((tmp_path / "summary.json").read_text())["methods"]
+    assert [one["key"] for one in methods] == ["best_of_n", "smc_alpha_0.3"]
+    assert [one["fit"]["argument"] for one in methods] == ["num_candidates", "num_particles"]
+    assert "Budget: 12.0 denoiser rows per design." in capsys.readouterr().out
+
+
+def test_defaults_of_compare(tmp_path, monkeypatch):
+    seen = []
+
+    def compare(task, settings, **options):
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "compare", compare)
+    assert run("compare", "tiny", "--out", tmp_path) == 130
+    assert run("compare", "tiny", "--out", tmp_path, "--seconds-per-design", 0.5) == 130
+    assert seen[0] == report.DEMO
+    assert seen[1].methods == tuple(name for name in report.METHODS if name != "matched")
+    assert seen[1].alphas == (0.3,)
+    assert seen[1].seconds_per_design == 0.5
+
+
+def test_every_method_has_an_option():
+    from fastguide.cli import compare
+
+    assert compare.Method.__args__ == report.METHODS
+
+
 def test_demo_runs_the_fixed_comparison(tmp_path, monkeypatch):
     seen = []
 
@@ -172,6 +203,7 @@ def test_zoo_train_calls_the_recipe(tmp_path, monkeypatch, capsys):
         (("sample", "tiny", "--weights", "nowhere"), "cannot read nowhere"),
         (("compare", "tiny", "--alphas", "0.1", "0.1"), "alphas must differ"),
         (("compare", "tiny", "--methods", "matched"), "'matched' is matched to SVDD"),
+        (("compare", "tiny", "--rows-per-design", "-1"), "rows_per_design must be positive"),
         (("zoo", "train", "nope", "--data", "x"), "no recipe for 'nope'; known: utr"),
         (("zoo", "train", "utr", "--data", "nowhere.csv"), "nowhere.csv"),
     ],

@@ -125,10 +125,21 @@ def test_matching_runs_one_fewer_when_in_doubt():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"methods": ("svdd", "smc")}, "methods must be some of unguided.*got smc"),
+        ({"methods": ("svdd", "nothing")}, "methods must be some of unguided.*got nothing"),
         ({"methods": ()}, "got none"),
         ({"methods": ("matched",)}, "'matched' is matched to SVDD"),
-        ({"alphas": ()}, "at least one temperature"),
+        ({"alphas": ()}, "at least one temperature for SVDD, got none"),
+        (
+            {"methods": ("smc",), "alphas": (0.0,)},
+            r"at least one positive temperature for SMC, got \[0.0\]",
+        ),
+        ({"rows_per_design": 0}, "rows_per_design must be positive and finite, got 0"),
+        ({"seconds_per_design": float("inf")}, "seconds_per_design must be positive and finite"),
+        (
+            {"methods": ("svdd",), "rows_per_design": 9, "seconds_per_design": 1},
+            "two budgets; give one",
+        ),
+        ({"rows_per_design": 9}, "'matched' has no place under a budget"),
         ({"alphas": (0.1, 0.1)}, r"alphas must differ.*\[0.1, 0.1\]"),
         ({"num_samples": 1}, "num_samples must be at least 2.*got 1"),
         ({"num_reference": 3}, "num_reference must be at least num_samples=64.*got 3"),

@@ -207,11 +207,67 @@ def test_same_comparison_same_figures(comparison):
 
     def untimed(figures):
         return [
-            {k: v for k, v in one.items() if k not in ("seconds", "overhead_us_per_candidate_row")}
+            {k: v for k, v in one.items() if k != "seconds" and not k.startswith("overhead")}
             for one in figures
         ]
 
     assert untimed(again.figures()) == untimed(comparison.figures())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[report.Comparison, Path]:
+    """Methods under a budget, written down."""
+    settings = report.Settings(
+        methods=("unguided", "best_of_n", "svdd", "smc", "beam_search"),
+        alphas=(0.5,),
+        num_samples=6,
+        num_steps=6,
+        num_reference=12,
+        num_masks=4,
+        rows_per_design=24,
+    )
+    found = report.compare(tiny_task.task(), settings, progress=False)
+    path = tmp_path_factory.mktemp("many")
+    report.write(found, path)
+    return found, path
+
+
+def test_report_of_many_methods(many):
+    found, path = many
+    page = Page((path / "report.html").read_text(encoding="utf-8"))
+    names = {attributes["id"] for tag, attributes in page.tags if tag == "figure"}
+    assert names == PICTURES | {"ess"}
+    for text in (
+        "Quantiles of the rewards",
+        "SMC: weighted",
+        "SMC: drawn",
+        "Settings",
+        "Per design",
+    ):
+        assert text in page.texts
+    shown = next(text for text in page.texts if "resampler=systematic" in text)
+    assert f"num_particles={found.designs[-1].result.settings['num_particles']}" in shown
+    assert "alpha=0.5" in shown
+    for line in report.findings(found):
+        assert line in page.texts
+    for name in names:
+        with Image.open(path / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("L"))
+        assert (pixels[:, [0, -1]] > 250).all(), "something reaches an edge"
+
+
+def test_summary_of_many_methods(many):
+    found, path = many
+    record = json.loads((path / "summary.json").read_text())
+    assert record["settings"]["rows_per_design"] == 24
+    for one, made in zip(record["methods"], found.designs, strict=True):
+        assert one["fit"]["spent"] == made.result.cost.denoiser_rows / 6
+        assert one["settings"] == json.loads(json.dumps(made.result.settings))
+        quantiles = np.quantile(made.judge, (0.05, 0.25, 0.5, 0.75, 0.95))
+        assert list(one["judging_reward_quantiles"].values()) == pytest.approx(list(quantiles))
+        assert 0 < one["overhead_share"] < 1
+    weighed = [one["key"] for one in record["methods"] if "weighted_particles" in one]
+    assert weighed == ["smc_alpha_0.5"]
 
 
 def panels(result):

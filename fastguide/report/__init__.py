@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from fastguide.report.compare import assess, compare, match_rows
-from fastguide.report.designs import DEMO, METHODS, Comparison, Designs, Settings
+from fastguide.report.designs import CLASSIC, DEMO, METHODS, Comparison, Designs, Settings
 from fastguide.report.environment import environment, machine
 from fastguide.report.files import designs_record, write_designs, write_json
 from fastguide.report.single import plot
 from fastguide.report.style import check_pictures
-from fastguide.report.tables import designs_text, findings, summary_text, text_table
+from fastguide.report.summary import findings, summary_text
+from fastguide.report.tables import designs_text, text_table
 from fastguide.report.write import write
 
 __all__ = [
+    "CLASSIC",
     "DEMO",
     "METHODS",
     "Comparison",

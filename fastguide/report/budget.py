@@ -65,46 +65,59 @@ class SizeSearch(Generic[Made]):
         )
 
     def _bracket(self, width: int) -> dict[int, float]:
+        """Pilots by size; the nearest to the budget has a neighbour on its other side."""
         known = {size: self._pilot(size, width) for size in (1, 4)}
         for _ in range(_PILOTS - len(known)):
             best = min(known, key=lambda size: self._off(known[size]))
             beside = best + (1 if known[best] < self._due else -1)
             if beside in known or not 1 <= beside <= LARGEST:
                 break
-            guess = self._line(known)
+            guess = self._solve(known)
             guess = beside if guess in known else guess
             known[guess] = self._pilot(guess, width)
         return known
 
-    def _line(self, known: dict[int, float]) -> int:
-        """Where the line through the two measured sizes nearest to the budget meets it."""
-        a, b = sorted(known, key=lambda size: self._off(known[size]))[:2]
-        slope = (known[b] - known[a]) / (b - a)
-        guess = a + (self._due - known[a]) / slope if slope > 0 else 2.0 * max(known)
-        # sizes far beyond what was measured are approached, not jumped to
-        return round(min(max(guess, 1), 8 * max(known), LARGEST))
+    def _solve(self, known: dict[int, float]) -> int:
+        """Where the line between the sizes on either side of the budget meets it.
+
+        Small runs are noisy, so that a larger size may spend less: the sides are the largest size
+        below the budget and the next one above it.
+        """
+        below = [size for size in known if known[size] < self._due]
+        low = max(below, default=0)
+        above = [size for size in known if size > low]
+        base = known.get(low, 0.0)
+        if above:
+            high = min(above)
+            guess = low + (self._due - base) * (high - low) / (known[high] - base)
+            return min(max(round(guess), low + 1), max(high - 1, low + 1))
+        # beyond what was measured: the line from the smallest, approached and not jumped to
+        first = min(known)
+        slope = (base - known[first]) / max(low - first, 1)
+        guess = low + (self._due - base) / slope if slope > 0 else 2.0 * low
+        return min(max(round(guess), low + 1), 8 * low, LARGEST)
 
     def _confirm(
         self, pilots: dict[int, float], width: int
     ) -> tuple[dict[int, float], dict[int, Made]]:
+        """Whole runs by size, from the best of the pilots on."""
         spent: dict[int, float] = {}
         made: dict[int, Made] = {}
         size = min(pilots, key=lambda each: self._off(pilots[each]))
-        while len(spent) < _RUNS:
+        scale = 1.0
+        while True:
             spent[size], made[size] = self._run(size, width)
-            off = self._off(spent[size])
-            if off <= TOLERANCE:
-                break
-            step = 1 if spent[size] < self._due else -1
-            other = round(size * self._due / spent[size])
-            other = size + step if other == size else other
-            expected = pilots.get(other, pilots[size] * other / size if size in pilots else None)
-            scale = spent[size] / pilots[size] if size in pilots else 1.0
-            helps = expected is None or self._off(expected * scale) < off
-            if not 1 <= other <= LARGEST or other in spent or not helps:
-                break
+            if self._off(spent[size]) <= TOLERANCE or len(spent) == _RUNS:
+                return spent, made
+            # pilots spend in proportion to whole runs, to within their noise
+            scale = spent[size] / pilots[size] if size in pilots else scale
+            expected = {each: scale * amount for each, amount in pilots.items()} | spent
+            other = self._solve(expected)
+            best = min(self._off(amount) for amount in spent.values())
+            helps = other not in expected or self._off(expected[other]) < best + TOLERANCE
+            if other in spent or not helps or not 1 <= other <= LARGEST:
+                return spent, made
             size = other
-        return spent, made
 
     def _nearest(self, known: dict[int, float]) -> float:
         return min(known.values(), key=self._off)

@@ -13,16 +13,24 @@ import torch
 from tqdm.auto import tqdm
 
 from fastguide.modes import evaluation_mode
-from fastguide.report.designs import METHODS, Comparison, Designs, Settings, Task
+from fastguide.report.budget import TOLERANCE, SizeSearch
+from fastguide.report.designs import METHODS, Comparison, Designs, Particles, Settings, Task
+from fastguide.report.methods import TABLE, Method, Shape
 from fastguide.report.metrics import Array
 from fastguide.result import Result
-from fastguide.samplers import SVDD, BestOfN, Unguided
+from fastguide.samplers import BestOfN, Unguided
 from fastguide.samplers.base import Sampler
 
 Tensor = torch.Tensor
 
 BOUND_ROWS = 32
 """Designs per call of the likelihood bound, so that its progress can be shown."""
+
+REWARD_ROWS = 1024
+"""Particles per call of an oracle, when all of them are scored."""
+
+PILOT_SAMPLES = 8
+"""Designs of the small runs that look for a size."""
 
 
 def assess(
@@ -33,8 +41,9 @@ def assess(
     The bound is `MaskedDiffusion.elbo` with seed 0, so all designs are seen under the same masks.
     """
     assert result.rewards is not None
-    with evaluation_mode(task.oracle):
+    with evaluation_mode(task.oracle, task.reward):
         judged = task.oracle(result.samples)
+        particles = _particles(task, result)
     parts = tqdm(
         result.samples.split(BOUND_ROWS),
         desc="  naturalness",
@@ -52,6 +61,7 @@ def assess(
         judge=_numbers(judged),
         bound=_numbers(torch.cat(bounds)),
         length=result.samples.shape[1],
+        particles=particles,
     )
 
 
@@ -72,20 +82,20 @@ def compare(
     wall, processor = time.perf_counter(), time.process_time()
     runner = _Runner(task, settings, progress, say, keep)
     plain = runner.unguided()
-    plain_designs = runner.assess("unguided", "Unguided", plain)
+    fit = None if settings.budget is None else runner.fit(plain, {})
+    plain_designs = runner.assess("unguided", "Unguided", plain, fit)
     made = {"unguided": [plain_designs]}
-    known = {1: plain}
-    if "best_of_n" in settings.methods:
-        num = settings.num_candidates
-        known[num] = runner.best_of(num)
-        made["best_of_n"] = [runner.assess(f"best_of_{num}", f"Best of {num}", known[num])]
-    if "svdd" in settings.methods:
-        made["svdd"] = [runner.svdd(alpha) for alpha in sorted(settings.alphas)]
+    for name in TABLE:
+        if name in settings.methods and name != "unguided":
+            made[name] = runner.runs(name)
     matching = None
     if "matched" in settings.methods:
         # the most expensive of the runs, so that best of N has no fewer rows than any of them
         target = max(made["svdd"], key=lambda designs: designs.result.cost.denoiser_rows)
         due = target.result.cost.denoiser_rows
+        known = {1: plain}
+        if "best_of_n" in made:
+            known[settings.num_candidates] = made["best_of_n"][0].result
         num, matched, matching = match_rows(due, known, runner.best_of)
         matching = {"target": target.label, **matching}
         made["matched"] = [
@@ -111,18 +121,21 @@ class _Runner:
     say: Callable[[str], None]
     keep: Callable[[Designs], None]
 
-    def sample(self, what: str, sampler: Sampler, num: int | None = None, first: int = 0) -> Result:
-        self.say(what)
+    def sample(
+        self, sampler: Sampler, num: int | None = None, first: int = 0, *, progress: bool = True
+    ) -> Result:
         return sampler.sample(
             self.settings.num_samples if num is None else num,
             num_steps=self.settings.num_steps,
             seed=self.settings.seed,
             first_chain=first,
             fixed_rows=self.settings.fixed_rows,
-            progress=self.progress,
+            progress=self.progress and progress,
         )
 
-    def assess(self, key: str, label: str, result: Result) -> Designs:
+    def assess(
+        self, key: str, label: str, result: Result, fit: dict[str, Any] | None = None
+    ) -> Designs:
         made = assess(
             self.task,
             key,
@@ -131,26 +144,92 @@ class _Runner:
             num_masks=self.settings.num_masks,
             progress=self.progress,
         )
+        made.fit = fit
         self.keep(made)
         return made
 
     def unguided(self, num: int | None = None, first: int = 0) -> Result:
-        what = "Unguided" if num is None else f"Unguided, {num:,} more for reference"
-        return self.sample(what, Unguided(self.task.diffusion, self.task.reward), num, first)
+        self.say("Unguided" if num is None else f"Unguided, {num:,} more for reference")
+        return self.sample(Unguided(self.task.diffusion, self.task.reward), num, first)
 
     def best_of(self, num: int) -> Result:
-        sampler = BestOfN(self.task.diffusion, self.task.reward, num_candidates=num)
-        return self.sample(f"Best of {num}", sampler)
+        self.say(f"Best of {num}")
+        return self.sample(BestOfN(self.task.diffusion, self.task.reward, num_candidates=num))
 
-    def svdd(self, alpha: float) -> Designs:
-        label = f"SVDD, alpha {alpha:g}"
-        sampler = SVDD(
-            self.task.diffusion,
-            self.task.reward,
-            num_candidates=self.settings.num_candidates,
-            alpha=alpha,
-        )
-        return self.assess(f"svdd_alpha_{alpha:g}", label, self.sample(label, sampler))
+    def runs(self, name: str) -> list[Designs]:
+        """Every run of a method: one for each alpha, where it has one."""
+        method, settings = TABLE[name], self.settings
+        made = []
+        for alpha in method.alphas(settings.alphas):
+            key, label = name, method.label
+            if alpha is not None:
+                key = f"{key}_alpha_{alpha:g}"
+                if len(settings.alphas) > 1 or not settings.wide:
+                    label = f"{label}, alpha {alpha:g}"
+            elif name == "best_of_n" and settings.budget is None:
+                num = settings.num_candidates
+                key, label = f"best_of_{num}", f"Best of {num}"
+            if settings.budget is None:
+                width = method.widths[0]
+                self.say(label)
+                size = max(1, settings.num_candidates // width)
+                result, fit = self.sample(self.build(method, size, width, alpha)), None
+            else:
+                result, fit = self.within(settings.budget, method, label, alpha)
+            made.append(self.assess(key, label, result, fit))
+        return made
+
+    def build(self, method: Method, size: int, width: int, alpha: float | None) -> Sampler:
+        shape = Shape(size, width, math.nan if alpha is None else alpha, self.settings.num_steps)
+        return method.build(self.task, shape)
+
+    def within(
+        self, due: float, method: Method, label: str, alpha: float | None
+    ) -> tuple[Result, dict[str, Any]]:
+        """The run that spends closest to `due`, and how its size was found."""
+        if not method.size:
+            self.say(label)
+            result = self.sample(self.build(method, 1, 1, alpha))
+            return result, self.fit(result, {})
+
+        def pilot(size: int, width: int) -> float:
+            num = min(PILOT_SAMPLES, self.settings.num_samples)
+            return self.spent(
+                self.sample(self.build(method, size, width, alpha), num, progress=False)
+            )
+
+        def run(size: int, width: int) -> tuple[float, Result]:
+            shown = f" of {width} candidates" if len(method.widths) > 1 else ""
+            self.say(f"{label}: {method.size}={size}{shown}")
+            result = self.sample(self.build(method, size, width, alpha))
+            return self.spent(result), result
+
+        self.say(f"{label}: looking for its {method.size}")
+        found, result = SizeSearch(due, pilot, run, method.widths).find()
+        if len(method.widths) == 1:
+            del found["width"]
+        return result, self.fit(result, {"argument": method.size, **found})
+
+    def fit(self, result: Result, found: dict[str, Any]) -> dict[str, Any]:
+        """A record of what a design cost, against the budget."""
+        due = self.settings.budget
+        assert due is not None
+        off = self.spent(result) / due - 1
+        rows = self.settings.rows_per_design is not None
+        return {
+            "unit": "denoiser rows" if rows else "seconds",
+            "due": due,
+            "spent": self.spent(result),
+            "off": off,
+            "met": abs(off) <= TOLERANCE,
+            **found,
+        }
+
+    def spent(self, result: Result) -> float:
+        """What a design cost, in the unit of the budget."""
+        rows = self.settings.rows_per_design is not None
+        cost = result.cost
+        return (cost.denoiser_rows if rows else cost.seconds["total"]) / len(result)
 
     def reference(self, plain: Designs) -> Designs:
         """The unguided designs and as many more as are missing to num_reference."""
@@ -234,6 +313,19 @@ def _interpolate(rows: dict[int, int], num: int) -> float:
     """Rows at `num` on the line between its measured neighbours; measured points are exact."""
     counts = sorted(rows)
     return float(np.interp(num, counts, [rows[count] for count in counts]))
+
+
+def _particles(task: Task, result: Result) -> Particles | None:
+    """Both rewards of all particles of a method that weighs them."""
+    if result.log_z is None or result.particles is None or result.log_weights is None:
+        return None
+    num, size = result.log_weights.shape
+    parts = result.particles.flatten(0, 1).split(REWARD_ROWS)
+    guide, judge = (
+        np.concatenate([_numbers(oracle(part)) for part in parts]).reshape(num, size)
+        for oracle in (task.reward, task.oracle)
+    )
+    return Particles(guide, judge, _numbers(result.log_weights), _numbers(result.log_z))
 
 
 def _numbers(values: Any) -> Array:

@@ -25,8 +25,12 @@ from fastguide.result import Result
 
 Tensor = torch.Tensor
 
-METHODS = ("unguided", "best_of_n", "matched", *(name for name in TABLE if name not in (
-    "unguided", "best_of_n")))
+METHODS = (
+    "unguided",
+    "best_of_n",
+    "matched",
+    *(name for name in TABLE if name not in ("unguided", "best_of_n")),
+)
 """What a comparison may hold, in the order of every table.
 
 matched: best of N with the smallest N whose executed denoiser rows reach those of SVDD at the alpha

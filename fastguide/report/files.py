@@ -12,7 +12,7 @@ from typing import Any
 
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison, Designs
 from fastguide.report.environment import environment
-from fastguide.report.tables import findings
+from fastguide.report.summary import findings
 
 COLUMNS = ("design", "method", "sequence", "guiding_reward", "judging_reward", "elbo_nats")
 

@@ -67,6 +67,7 @@ class Method:
         build: makes its sampler.
         size: the argument that a budget chooses, or "" where there is none.
         widths: num_candidates to try, where `size` is num_particles and there are candidates too.
+        about: what it does, in a sentence for people.
         alpha: "none"; "any": 0 takes the best; "positive": a run at 0 is left out.
     """
 
@@ -75,6 +76,7 @@ class Method:
     size: str = ""
     widths: tuple[int, ...] = (1,)
     alpha: Literal["none", "any", "positive"] = "none"
+    about: str = ""
 
     def alphas(self, given: tuple[float, ...]) -> list[float | None]:
         """One entry per run, ascending; None for a method without a temperature."""
@@ -140,6 +142,8 @@ TABLE: dict[str, Method] = {
         "num_particles",
         WIDTHS,
         "any",
+        about="SVDD on several chains side by side; at each step the worst few become copies of "
+        "good ones.",
     ),
     "beam_search": Method(
         "Beam search",
@@ -148,6 +152,7 @@ TABLE: dict[str, Method] = {
         ),
         "num_particles",
         WIDTHS,
+        about="The best few of all continuations of the best few so far are kept.",
     ),
     "scheduled_search": Method(
         "Scheduled search",
@@ -155,6 +160,7 @@ TABLE: dict[str, Method] = {
             task.diffusion, task.reward, num_candidates=shape.size, num_steps=shape.num_steps
         ),
         "num_candidates",
+        about="A search for the best continuation, with few candidates early and many late.",
     ),
     "blockwise": Method(
         "Blockwise best of N",
@@ -163,6 +169,7 @@ TABLE: dict[str, Method] = {
         ),
         "num_candidates",
         alpha="any",
+        about="Plain chains side by side for a block of steps; then all go on from one of them.",
     ),
     "smc": Method(
         "SMC",
@@ -171,6 +178,8 @@ TABLE: dict[str, Method] = {
         ),
         "num_particles",
         alpha="positive",
+        about="Sequential Monte Carlo: particles move plainly, are weighed by what they gain, "
+        "and the heavy ones are copied.",
     ),
     "nested_smc": Method(
         "Nested SMC",
@@ -184,6 +193,7 @@ TABLE: dict[str, Method] = {
         "num_particles",
         WIDTHS,
         "positive",
+        about="SVDD within each particle, with weights across particles that make up for its bias.",
     ),
     "fk_steering": Method(
         "FK steering",
@@ -192,18 +202,29 @@ TABLE: dict[str, Method] = {
         ),
         "num_particles",
         alpha="positive",
+        about="SMC whose particles are weighed every few steps only.",
     ),
-    "classifier_guidance": Method("Classifier guidance", _classifier, alpha="positive"),
+    "classifier_guidance": Method(
+        "Classifier guidance",
+        _classifier,
+        alpha="positive",
+        about="Plain chains pulled along the gradient of a value of the unfinished sequence; "
+        "here the reward with all letters in equal parts at hidden sites, which asks "
+        "nothing of the denoiser.",
+    ),
     "dps": Method(
         "DPS",
         lambda task, shape: DPS(task.diffusion, task.reward, shape.alpha),
         alpha="positive",
+        about="Plain chains pulled along the gradient of the predicted reward through the "
+        "denoiser.",
     ),
     "tds": Method(
         "TDS",
         lambda task, shape: TDS(task.diffusion, task.reward, shape.size, shape.alpha),
         "num_particles",
         alpha="positive",
+        about="SMC whose particles are pulled along that gradient, with weights that correct it.",
     ),
     "das": Method(
         "DAS",
@@ -212,6 +233,7 @@ TABLE: dict[str, Method] = {
         ),
         "num_particles",
         alpha="positive",
+        about="TDS with a reward that is turned up from nothing to all along the steps.",
     ),
 }
 """In the order of every table."""

@@ -6,16 +6,24 @@ import base64
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from html import escape
-from typing import Any
 
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison, Designs
 from fastguide.report.environment import environment
+from fastguide.report.family import (
+    cost_per_design,
+    effective,
+    quantile_columns,
+    settings_rows,
+    weighted_rows,
+)
+from fastguide.report.methods import TABLE
 from fastguide.report.metrics import share_of, upstream_starts
 from fastguide.report.page_style import STYLE
+from fastguide.report.summary import findings
 from fastguide.report.tables import (
     Column,
+    Figures,
     cost_columns,
-    findings,
     number,
     quality_columns,
     rows_of,
@@ -34,15 +42,19 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
     words = words_of(comparison.task)
     settings = comparison.settings
     figures = comparison.figures()
+    quality = quality_columns(words, figures)
+    if settings.wide:
+        quality.append(("mean ESS", effective))
     body = [
         f"<h1>Designing {escape(words.design)}s for high {escape(words.reward)}</h1>",
         f'<p class="lead">{escape(_lead(comparison, words))}</p>',
         _findings(comparison),
         "<h2>How good, how natural, how diverse</h2>",
-        _table(quality_columns(words, figures), figures),
+        _table(quality, figures),
         f'<p class="lead">Rewards are means over {settings.num_samples} designs ± standard error; '
         "the bound is a median ± standard error (bootstrap). Distances are in "
         f"{escape(words.site)}s that differ.</p>",
+        *_family_tables(comparison, figures),
         '<div class="grid">',
         *(
             _picture(name, title, caption, images[name])
@@ -57,6 +69,7 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
         "repeated predictions were taken from memory. Kernels and other are the time outside the "
         "networks.</p>",
         _matching(comparison),
+        *_budget_tables(comparison, figures),
         f"<h2>Some designs: {escape(_shown(comparison).label)}</h2>",
         _sequences(comparison, words),
         _start_codons(comparison, words),
@@ -114,6 +127,12 @@ def _captions(comparison: Comparison, words: Words) -> list[tuple[str, str, str]
             "the end.",
         ),
         (
+            "ess",
+            "Effective number along the steps",
+            "How many candidates, or particles, a choice was between in effect. Methods that "
+            "always take the best are left out.",
+        ),
+        (
             "diversity",
             "Diversity",
             f"How many {words.site}s differ between designs of one method. A method that keeps "
@@ -142,8 +161,43 @@ def _picture(name: str, title: str, caption: str, image: bytes) -> str:
     )
 
 
-def _table(columns: Sequence[Column], figures: Sequence[dict[str, Any]]) -> str:
-    header, *body = rows_of(columns, figures)
+def _family_tables(comparison: Comparison, figures: Sequence[Figures]) -> list[str]:
+    """Quantiles, and particles by their weights, of a comparison of many methods."""
+    if not comparison.settings.wide:
+        return []
+    parts = ["<h3>Quantiles of the rewards</h3>", _table(quantile_columns(), figures)]
+    if weighted := weighted_rows(comparison):
+        parts += [
+            "<h3>Particles by their weights</h3>",
+            _cells(weighted),
+            '<p class="lead">A design of a particle method is drawn from its group by the final '
+            "weights. Weighted: all particles of all groups by those weights, each group alike. "
+            "ESS: the effective number of particles of a group at the end. Log Z: mean and "
+            "standard deviation over the groups, in nats.</p>",
+        ]
+    return parts
+
+
+def _budget_tables(comparison: Comparison, figures: Sequence[Figures]) -> list[str]:
+    """What a design cost, and the settings of every method."""
+    if not comparison.settings.wide:
+        return []
+    return [
+        "<h3>Per design</h3>",
+        _table(cost_per_design(figures), figures),
+        "<h3>Settings</h3>",
+        _cells(settings_rows(comparison)),
+        '<p class="lead">What is not listed is the same for all. Nothing was tuned: one alpha for '
+        "all methods that have one, and defaults for the rest.</p>",
+    ]
+
+
+def _table(columns: Sequence[Column], figures: Sequence[Figures]) -> str:
+    return _cells(rows_of(columns, figures))
+
+
+def _cells(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in body)
     return (
@@ -173,7 +227,7 @@ def _matching(comparison: Comparison) -> str:
 def _shown(comparison: Comparison) -> Designs:
     """The natural guided method that its guide likes best, or simply the last method."""
     limit = comparison.natural_limit
-    guided = [made for made in comparison.designs if made.key.startswith("svdd")]
+    guided = [made for made in comparison.designs if made.key.startswith("svdd_alpha")]
     natural = [made for made in guided if made.figures(limit)["natural"]]
     return max(natural or guided or comparison.designs[-1:], key=lambda made: made.guide.mean())
 
@@ -217,6 +271,7 @@ def _start_codons(comparison: Comparison, words: Words) -> str:
 
 def _terms(comparison: Comparison, words: Words) -> str:
     settings = comparison.settings
+    present = [name for name in settings.methods if name in TABLE]
     terms = {
         words.reward.capitalize(): "The reward: what the designs should have much of"
         + (f", in {words.unit}." if words.unit else "."),
@@ -227,8 +282,9 @@ def _terms(comparison: Comparison, words: Words) -> str:
         "Unguided": "Plain samples of the diffusion model, as if there were no reward.",
         "Best of N": "Of N unguided samples the one with the highest guiding reward; N samples are "
         "spent on each design.",
-        "SVDD": f"At each step {settings.num_candidates} possible continuations are drawn and one "
-        "is kept, the more likely the higher its predicted reward.",
+        "SVDD": f"At each step {'some' if settings.budget else settings.num_candidates} possible "
+        "continuations are drawn and one is kept, the more likely the higher its predicted reward.",
+        **{TABLE[name].label: TABLE[name].about for name in present if TABLE[name].about},
         "Alpha": "The temperature of that choice, in units of the reward: a small alpha pulls "
         "harder toward the reward, and alpha 0 always takes the best continuation.",
         "Log-likelihood bound (ELBO)": "A lower bound of how likely the pre-trained model finds a "

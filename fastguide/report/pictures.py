@@ -11,7 +11,16 @@ from fastguide.evaluation import Cost
 from fastguide.report.designs import NATURAL_QUANTILE, Comparison
 from fastguide.report.logo import draw_logos
 from fastguide.report.metrics import Array
-from fastguide.report.style import DPI, INK, MUTED, PLAIN, colours, new_figure, pictures
+from fastguide.report.style import (
+    DPI,
+    INK,
+    MUTED,
+    PLAIN,
+    colours,
+    legend_height,
+    new_figure,
+    pictures,
+)
 from fastguide.report.words import words_of
 from fastguide.result import Result
 
@@ -31,6 +40,7 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
             "rewards": draw_rewards(comparison),
             "naturalness": draw_naturalness(comparison),
             "steps": draw_steps(comparison),
+            "ess": draw_ess(comparison),
             "diversity": draw_diversity(comparison),
             "logos": draw_logos(comparison),
             "cost": draw_cost(comparison),
@@ -61,7 +71,7 @@ def draw_naturalness(comparison: Comparison) -> Figure:
     words, limit = words_of(comparison.task), comparison.natural_limit
     designs, reference = comparison.designs, comparison.reference
     colour = colours([made.key for made in designs])
-    figure, (axes,) = new_figure(5.6)
+    figure, (axes,) = new_figure(5.6 + legend_height(len(designs)))
     axes.scatter(
         reference.judge,
         reference.bound_per_site,
@@ -112,7 +122,7 @@ def draw_steps(comparison: Comparison) -> Figure | None:
     guided = [made for made in designs if made.result.trace.values[:-1].isfinite().any()]
     if not guided:
         return None
-    figure, (axes,) = new_figure(4.4)
+    figure, (axes,) = new_figure(4.4 + legend_height(len(designs)))
     steps = len(guided[0].result.trace.time)
     for made in designs:
         if made in guided:
@@ -135,12 +145,43 @@ def draw_steps(comparison: Comparison) -> Figure | None:
     return figure
 
 
+def draw_ess(comparison: Comparison) -> Figure | None:
+    """Mean effective number at each step that chooses; None unless many methods are compared.
+
+    Methods that always take the best, or have one candidate, have an effective number of 1 and are
+    left out.
+    """
+    designs = comparison.designs
+    colour = colours([made.key for made in designs])
+    chosen = [made for made in designs if (made.result.trace.ess > 1).any()]
+    if not comparison.settings.wide or not chosen:
+        return None
+    figure, (axes,) = new_figure(4.0 + legend_height(len(chosen)))
+    for made in chosen:
+        ess = made.result.trace.ess.numpy()
+        seen = np.isfinite(ess)
+        mark = "." if seen.sum() < len(ess) / 2 else None
+        step = np.arange(1, len(ess) + 1)
+        axes.plot(
+            step[seen], ess[seen], color=colour[made.key], lw=1.6, marker=mark, label=made.label
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    axes.set_xlabel("step")
+    axes.set_ylabel("effective number")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
 def draw_values(
     axes: Axes, result: Result, colour: str, label: str = "median, middle half"
 ) -> None:
-    """Median and middle half over chains of the value at each step."""
-    quantiles = result.trace.value_quantiles((0.25, 0.5, 0.75)).double().numpy()
-    step = np.arange(1, len(quantiles) + 1)
+    """Median and middle half over chains of the value at each step that scores most of them."""
+    # between its choices a method may know the values of a few chains, which say nothing of all
+    seen = (result.trace.values.isfinite().double().mean(dim=1) >= 0.5).numpy()
+    quantiles = result.trace.value_quantiles((0.25, 0.5, 0.75)).double().numpy()[seen]
+    step = np.arange(1, len(seen) + 1)[seen]
     axes.fill_between(step, quantiles[:, 0], quantiles[:, 2], color=colour, alpha=0.18, lw=0)
     axes.plot(step, quantiles[:, 1], color=colour, lw=2, label=label)
 

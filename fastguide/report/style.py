@@ -23,6 +23,11 @@ PLAIN = "#8a94a0"
 BEST = ("#7cc4ec", "#1b6fae")
 GUIDED = ("#b5179e", "#e4572e", "#f2a541", "#7a9e3c", "#3b8f86")
 """Colours of unguided, of best of N (given and matched) and of SVDD by ascending alpha."""
+OTHERS = (
+    *("#5f4bb6", "#d1495b", "#00798c", "#8d6b00", "#2b9348", "#c77dff"),
+    *("#ff8fa3", "#3d405b", "#a3b18a", "#bc6c25", "#4cc9f0", "#9d0208"),
+)
+"""Of every other method, in the order of the tables."""
 
 LETTERS = {"A": "#2e9e4f", "C": "#2f6fdb", "G": "#e8a013", "T": "#d43f3a", "U": "#d43f3a"}
 OTHER_LETTERS = ("#7b5cc4", "#2f6fdb", "#2e9e4f", "#e8a013", "#d43f3a", "#6b7785", "#1a9fa8")
@@ -89,13 +94,25 @@ def new_figure(
 
 def colours(keys: Sequence[str]) -> dict[str, str]:
     """A fixed colour for each method's key."""
-    guided = [key for key in keys if key.startswith("svdd")]
+    guided = [key for key in keys if key.startswith("svdd_alpha")]
     table = {key: GUIDED[i % len(GUIDED)] for i, key in enumerate(guided)}
+    others = 0
     for key in keys:
-        if key not in table:
-            matched = key == "best_of_n_matched"
-            table[key] = BEST[matched] if key.startswith("best") else PLAIN
+        if key in table:
+            continue
+        if key.startswith("best"):
+            table[key] = BEST[key == "best_of_n_matched"]
+        elif key in ("unguided", "reference"):
+            table[key] = PLAIN
+        else:
+            table[key] = OTHERS[others % len(OTHERS)]
+            others += 1
     return table
+
+
+def legend_height(entries: int) -> float:
+    """Inches that a legend of two columns needs beyond its first three rows."""
+    return 0.24 * max(0, (entries + 1) // 2 - 3)
 
 
 def letter_colours(letters: str) -> dict[str, str]:
