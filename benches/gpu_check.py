@@ -3,7 +3,7 @@
 Installs the tree beside itself, runs the tests marked `gpu`, then the GPU benches (the other
 benches/gpu_*.py), then compute-sanitizer where there is one. Ends within 9 minutes: each step gets
 what the ones before left, and a step that runs out of time is stopped and named. Exit code 0: every
-step passed. Without a GPU the tests skip and the record says so.
+step passed. Without a GPU the tests skip, the benches stay away, and the record says so.
 
     python3 benches/gpu_check.py [--out out/gpu-check.json] [--seconds 520]
 """
@@ -26,8 +26,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "build" / "gpu-check" / "site"
-PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "numpy", "pybind11", "pytest")
-TAIL = 6000
+PACKAGES = ("torch", "triton", "cupy-cuda13x", "cupy-cuda12x", "numpy", "xformers", "tyro")
+TAIL = 20_000
 """Characters of a step's output that the record keeps."""
 
 FACTS = """
@@ -128,6 +128,19 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def counts(output: str) -> dict[str, int]:
+    """{"passed": 3, "skipped": 2} from the last line of a run of the tests."""
+    last = output.strip().splitlines()[-1:]
+    found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", "".join(last))
+    return {what: int(number) for number, what in found}
+
+
+def left_out(record: dict[str, Any], step: str, why: str) -> None:
+    """Say which step did not run, and why."""
+    print(f"-- {step}: left out: {why}", flush=True)
+    record["left_out"][step] = why
+
+
 def check(checks: Checks, record: dict[str, Any]) -> None:
     """All steps in order; `record` is filled as they end."""
     python = [sys.executable, "-P"]
@@ -143,7 +156,8 @@ def check(checks: Checks, record: dict[str, Any]) -> None:
     tests = [*python, "-m", "pytest", "-m", "gpu", "-q", "-ra", "--durations", "10"]
     # Warnings of other versions of torch or Triton are no fault of this tree.
     tests += ["-o", "filterwarnings=default", "-p", "no:cacheprovider", *gpu_tests()]
-    checks.run("tests", tests, seconds=240, reserve=100)
+    step = checks.run("tests", tests, seconds=240, reserve=100)
+    record["tests"] = counts(step["output"])
     registers = scratch / "registers.json"
     capability = record["device"].get("capability", [9, 0])
     command = [*python, "benches/cuda_registers.py", "--out", str(registers)]
@@ -151,19 +165,23 @@ def check(checks: Checks, record: dict[str, Any]) -> None:
     checks.run("registers", command, seconds=60, reserve=60)
     record["registers"] = read(registers)
     if not has_gpu:
+        left_out(record, "benches", "no CUDA device")
+        left_out(record, "sanitizer", "no CUDA device")
         return
     for script in sorted(set((ROOT / "benches").glob("gpu_*.py")) - {Path(__file__).resolve()}):
         out = scratch / f"{script.stem}.json"
         seconds = min(150.0, max(20.0, checks.left() - 60))
-        command = [*python, str(script), "--out", str(out), "--seconds", str(seconds)]
+        # Not -P: what a bench imports lies beside it.
+        command = [sys.executable, str(script), "--out", str(out), "--seconds", str(seconds)]
         checks.run(script.stem, command, seconds=seconds + 50, reserve=10)
         record[script.stem] = read(out)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
+        left_out(record, "sanitizer", "compute-sanitizer is not on the PATH")
         return
     for tool in ("memcheck", "racecheck", "synccheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "1"]
-        checks.run(f"sanitizer {tool}", [*command, *python, "tests/cuda/sanitize.py"], seconds=60)
+        checks.run(f"sanitizer {tool}", [*command, *python, "tests/sanitize_gpu.py"], seconds=60)
 
 
 def main() -> int:
@@ -172,7 +190,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=520.0)
     arguments = parser.parse_args()
     checks = Checks(arguments.seconds)
-    record: dict[str, Any] = {"versions": versions(), "device": None, "steps": checks.steps}
+    record: dict[str, Any] = {"versions": versions(), "device": None, "left_out": {}}
+    record["steps"] = checks.steps
     try:
         check(checks, record)
     finally:

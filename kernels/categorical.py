@@ -35,10 +35,9 @@ def exact_weight(logit, top, temperature, TEMPERED: tl.constexpr):
 def fast_weight(logit, pivot, temperature, TEMPERED: tl.constexpr):
     """exp((logit - pivot) / temperature) to within `tie_margin`, and not less than exp(-700).
 
-    A forbidden token so weighs exp(-700), which no sum of order 1 notices.
+    A forbidden token so weighs exp(-700), which no sum of order 1 notices.   logit: below +inf.
     """
-    INFINITY: tl.constexpr = float("inf")
-    scaled = tl.where(logit < INFINITY, logit, -INFINITY).to(tl.float64) - pivot
+    scaled = logit.to(tl.float64) - pivot
     if TEMPERED:
         scaled = scaled * (1.0 / temperature)
     return exp_fused(scaled)
@@ -81,18 +80,20 @@ def sites_in_order(
     """The token of each site [B] by sequential sums."""
     total = u * 0.0
     last = wanted.to(tl.int64) * 0
+    at = logits_ptr
     for v in range(vocab_size):
-        logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
-        weight = exact_weight(logit, top, temperature, TEMPERED)
+        weight = exact_weight(tl.load(at, mask=wanted, other=0.0), top, temperature, TEMPERED)
         total += weight
         last = tl.where(weight > 0.0, v, last)
+        at += token_stride
     target = u * total
     total = u * 0.0
     token = last * 0
-    for v in range(vocab_size):
-        logit = tl.load(logits_ptr + v * token_stride, mask=wanted, other=0.0)
-        total += exact_weight(logit, top, temperature, TEMPERED)
+    at = logits_ptr
+    for _ in range(vocab_size):
+        total += exact_weight(tl.load(at, mask=wanted, other=0.0), top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
+        at += token_stride
     return tl.minimum(token, last)
 
 
@@ -125,13 +126,75 @@ def pick_of_sites(
 
 @triton.jit
 def note_site(fault_ptr, bad, top, row, site, step):
-    """Note a site where some lane saw NaN or +inf, or whose largest logit is -inf."""
+    """Note a site where some logit is NaN or +inf, or whose largest is -inf."""
     INFINITY: tl.constexpr = float("inf")
-    if tl.max(bad, axis=0) > 0:
+    if bad:
         note_fault(fault_ptr, row, site + 1, site * 0, step, LOGIT_FAULT)
     else:
         if top == -INFINITY:
             note_fault(fault_ptr, row, site + 1, site * 0, step, NO_TOKEN_FAULT)
+
+
+@triton.jit
+def larger(a, b):
+    """The larger of two numbers, NaN if any is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sum_tile(
+    site_ptr,
+    token_stride,
+    vocab_size,
+    tile,
+    temperature,
+    TEMPERED: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One read of TILE blocks of logits: the largest, float64, and the weight of each block
+    relative to it [TILE]. The largest is NaN if any logit is."""
+    INFINITY: tl.constexpr = float("inf")
+    block = tl.full([], TILE, tl.int64) * tile + tl.arange(0, TILE)
+    v = block[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+    at = site_ptr + v * token_stride
+    if (tile + 1) * TILE * BLOCK_V <= vocab_size:
+        logit = tl.load(at)
+    else:
+        logit = tl.load(at, mask=v < vocab_size, other=-INFINITY)
+    # First along the axis of which a thread has all.
+    top = tl.reduce(tl.reduce(logit, 0, larger), 0, larger).to(tl.float64)
+    sums = tl.zeros([TILE], tl.float64)
+    if top < INFINITY:
+        pivot = tl.where(top == -INFINITY, 0.0, top)
+        sums = tl.sum(fast_weight(logit, pivot, temperature, TEMPERED), axis=1)
+    return top, sums
+
+
+@triton.jit
+def join_tiles(
+    tops,
+    sums,
+    temperature,
+    row,
+    site,
+    step,
+    fault_ptr,
+    TEMPERED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """What `sum_tile` gave for the tiles of a site, [tiles] and [tiles, TILE]: the largest logit
+    and the CDF at the end of each block [BLOCKS], float64.
+
+    A site without any token to draw is noted.
+    """
+    INFINITY: tl.constexpr = float("inf")
+    top = tl.reduce(tops, 0, larger)
+    note_site(fault_ptr, (top < INFINITY) == 0, top, row, site, step)
+    top = tl.where(tl.abs(top) < INFINITY, top, 0.0)
+    tops = tl.where(tops < INFINITY, tops, -INFINITY)
+    share = fast_weight(tops, top, temperature, TEMPERED)
+    return top, tl.cumsum(tl.reshape(sums * share[:, None], [BLOCKS]), axis=0)
 
 
 @triton.jit
@@ -145,43 +208,24 @@ def summarise(
     step,
     fault_ptr,
     TEMPERED: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """One read of the logits of a site: (largest, pivot, ends [NUM_BLOCKS]), float64.
-
-    ends: the CDF at the end of each block of tokens, of weights relative to the pivot. A site
-    without any token to draw is noted.
-    """
-    INFINITY: tl.constexpr = float("inf")
-    slots = tl.arange(0, NUM_BLOCKS)
-    lanes = tl.arange(0, BLOCK_V).to(tl.int64)
-    sums = tl.zeros([NUM_BLOCKS], tl.float64)
-    tops = tl.full([BLOCK_V], -INFINITY, site_ptr.dtype.element_ty)
-    bad = tl.zeros([BLOCK_V], tl.int32)
-    # The first block's largest logit serves as the pivot; a later one seldom exceeds it by so much
-    # that weights grow out of range, and then everything is summed once more.
-    logit = tl.load(site_ptr + lanes * token_stride, mask=lanes < vocab_size, other=-INFINITY)
-    top = tl.max(tl.where(logit < INFINITY, logit, -INFINITY), axis=0).to(tl.float64)
-    pivot = tl.where(top == -INFINITY, 0.0, top)
-    passes = tl.full([], 1, tl.int32)
-    while passes > 0:
-        for block in range(tl.cdiv(vocab_size, BLOCK_V)):
-            v = block * BLOCK_V + lanes
-            logit = tl.load(site_ptr + v * token_stride, mask=v < vocab_size, other=-INFINITY)
-            ok = logit < INFINITY
-            bad = tl.where(ok, bad, 1)
-            tops = tl.where(ok & (logit > tops), logit, tops)
-            b_sum = tl.sum(fast_weight(logit, pivot, temperature, TEMPERED), axis=0)
-            sums = tl.where(slots == block, b_sum, sums)
-        top = tl.max(tops, axis=0).to(tl.float64)
-        rise = tl.abs(tl.where(top == -INFINITY, pivot, top) - pivot)
-        if TEMPERED:
-            rise = rise / temperature
-        passes = (rise > 300.0).to(tl.int32)
-        pivot = tl.where(passes > 0, top, pivot)
-    note_site(fault_ptr, bad, top, row, site, step)
-    return tl.where(top == -INFINITY, 0.0, top), pivot, tl.cumsum(sums, axis=0)
+    """`join_tiles` of a site that one program reads alone."""
+    slots = tl.arange(0, NUM_TILES)
+    tops = tl.full([NUM_TILES], -float("inf"), tl.float64)
+    sums = tl.zeros([NUM_TILES, TILE], tl.float64)
+    for tile in range(tl.cdiv(vocab_size, TILE * BLOCK_V)):
+        top, b_sums = sum_tile(
+            site_ptr, token_stride, vocab_size, tile, temperature, TEMPERED, TILE, BLOCK_V
+        )
+        here = slots == tile
+        tops = tl.where(here, top, tops)
+        sums = tl.where(here[:, None], b_sums[None, :], sums)
+    return join_tiles(
+        tops, sums, temperature, row, site, step, fault_ptr, TEMPERED, NUM_TILES * TILE
+    )
 
 
 @triton.jit
@@ -203,7 +247,7 @@ def first_maximum(
         best = tl.where(better, v, best)
         tops = tl.where(better, logit, tops)
     top = tl.max(tops, axis=0)
-    note_site(fault_ptr, bad, top.to(tl.float64), row, site, step)
+    note_site(fault_ptr, tl.max(bad, axis=0) > 0, top.to(tl.float64), row, site, step)
     return tl.min(tl.where(tops == top, best, 0x7FFFFFFFFFFFFFFF), axis=0)
 
 
@@ -212,16 +256,20 @@ def pick_in_order(site_ptr, token_stride, vocab_size, top, temperature, u, TEMPE
     """The token of a site by sequential sums, without blocks."""
     total = top * 0.0
     last = tl.zeros([], tl.int64)
+    at = site_ptr
     for v in range(vocab_size):
-        weight = exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
+        weight = exact_weight(tl.load(at), top, temperature, TEMPERED)
         total += weight
         last = tl.where(weight > 0.0, v, last).to(tl.int64)
+        at += token_stride
     target = u * total
     total = top * 0.0
     token = tl.zeros([], tl.int64)
-    for v in range(vocab_size):
-        total += exact_weight(tl.load(site_ptr + v * token_stride), top, temperature, TEMPERED)
+    at = site_ptr
+    for _ in range(vocab_size):
+        total += exact_weight(tl.load(at), top, temperature, TEMPERED)
         token += (total <= target).to(tl.int64)
+        at += token_stride
     return tl.minimum(token, last)
 
 
@@ -231,7 +279,6 @@ def pick_by_blocks(
     token_stride,
     vocab_size,
     top,
-    pivot,
     ends,
     temperature,
     u,
@@ -251,11 +298,13 @@ def pick_by_blocks(
     v = block * BLOCK_V + tl.arange(0, BLOCK_V).to(tl.int64)
     valid = v < vocab_size
     logit = tl.load(site_ptr + v * token_stride, mask=valid, other=-INFINITY)
-    weight = fast_weight(logit, pivot, temperature, TEMPERED)
+    logit = tl.where(logit < INFINITY, logit, -INFINITY)
+    weight = fast_weight(logit, top, temperature, TEMPERED)
     gap = (tl.cumsum(weight, axis=0) + start) - target
     token = block.to(tl.int64) * BLOCK_V + tl.sum((valid & (gap <= 0.0)).to(tl.int64), axis=0)
     close = tl.max((valid & (tl.abs(gap) <= margin)).to(tl.int32), axis=0)
     close = tl.maximum(close, tl.max((tl.abs(ends - target) <= margin).to(tl.int32), axis=0))
-    if close > 0:
+    # A site that was noted weighs nothing; its token does not matter.
+    if (close > 0) & (total > 0.0):
         token = pick_in_order(site_ptr, token_stride, vocab_size, top, temperature, u, TEMPERED)
     return token

@@ -81,7 +81,8 @@ def _mirror(args: type[ctypes.Structure], done: set[str]) -> Iterator[str]:
     for field, kind, *_ in args._fields_:
         offset = getattr(args, field).offset
         text = json.dumps(f"{name}::{field}")
-        yield f"static_assert(__builtin_offsetof({name}, {field}) == {offset}, {text});"
+        # The compiler's own spelling of offsetof; __builtin_offsetof came after NVRTC 13.0.
+        yield f"static_assert(__INTADDR__(&((({name}*)0)->{field})) == {offset}, {text});"
         member = f"decltype({name}::{field})"
         if kind is ctypes.c_void_p:
             yield f"static_assert(FgPointer<{member}>::value, {text});"

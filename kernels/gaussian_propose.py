@@ -81,7 +81,7 @@ def _gaussian_propose_kernel(
     chain, first = chain_and_first(
         chains_ptr, first_ptr, n, num_candidates, counter >> 8, fault_ptr
     )
-    row = logits_row(index_ptr, n, num_output_rows, counter >> 8, fault_ptr)
+    row = logits_row(index_ptr, n, num_output_rows, counter >> 8, fault_ptr, False)
 
     element = tile.to(tl.int64) * 4 * BLOCK + tl.arange(0, 4 * BLOCK)
     m_element = element < num_elements

@@ -31,11 +31,11 @@ from fastguide.kernels.philox import uniform_at, word
 from fastguide.kernels.triton_config import (
     LARGE_BLOCK_V,
     LARGE_WARPS,
-    MANY_REGISTERS,
+    MAX_REGISTERS,
     SMALL,
     draw_programs,
+    large_tiles,
     site_block,
-    site_registers,
 )
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
@@ -233,17 +233,15 @@ def _masked_predict_kernel(
     TEMPERED: tl.constexpr,
     MODE: tl.constexpr,
     PER_SITE: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     """The tokens of the listed sites."""
     seed = integer_argument(seed, seed_ptr)
     purpose = integer_argument(purpose, None)
     temperature = double_argument(temperature_bits, temperature_ptr)
-    # Programs take the next entry when they are free: how many run at once does not matter.
-    count = tl.load(count_ptr)
-    i = tl.atomic_add(count_ptr + 1, 1)
-    while i < count:
+    for i in range(tl.program_id(0).to(tl.int64), tl.load(count_ptr), tl.num_programs(0)):
         entry = tl.load(list_ptr + i)
         row = entry // length
         site = entry - row * length
@@ -269,7 +267,7 @@ def _masked_predict_kernel(
             )
             tl.store(out_ptr + entry, best)
         else:
-            top, pivot, ends = summarise(
+            top, ends = summarise(
                 site_ptr,
                 logit_token_stride,
                 vocab_size,
@@ -279,7 +277,8 @@ def _masked_predict_kernel(
                 step,
                 fault_ptr,
                 TEMPERED,
-                NUM_BLOCKS,
+                NUM_TILES,
+                TILE,
                 BLOCK_V,
             )
             c2, c3 = state_words(keys_ptr, row, purpose)
@@ -290,16 +289,14 @@ def _masked_predict_kernel(
                     logit_token_stride,
                     vocab_size,
                     top,
-                    pivot,
                     ends,
                     temperature,
                     u,
                     TEMPERED,
-                    NUM_BLOCKS,
+                    NUM_TILES * TILE,
                     BLOCK_V,
                 )
                 tl.store(out_ptr + (row * num_samples + s) * length + site, token)
-        i = tl.atomic_add(count_ptr + 1, 1)
 
 
 def launch_masked_posterior(
@@ -350,13 +347,13 @@ def launch_masked_posterior(
             PER_SITE=logits.dim() == 2,
             BLOCK_L=block_l,
             num_warps=4,
-            maxnreg=site_registers(vocab_size),
+            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)
 
     listed = torch.empty(num_rows * length, dtype=torch.int64, device=x.device)
-    count = torch.zeros(2, dtype=torch.int64, device=x.device)
+    count = torch.zeros(1, dtype=torch.int64, device=x.device)
     _masked_list_kernel[(num_rows * num_tiles,)](
         index,
         x,
@@ -377,6 +374,7 @@ def launch_masked_posterior(
         **OPTIONS,
     )
     num_programs = draw_programs(x.device, num_rows * length)
+    tile, num_tiles, _ = large_tiles(vocab_size)
     _masked_predict_kernel[(num_programs,)](
         rows,
         index,
@@ -396,10 +394,11 @@ def launch_masked_posterior(
         TEMPERED=tempered,
         MODE=mode,
         PER_SITE=logits.dim() == 2,
-        NUM_BLOCKS=triton.next_power_of_2(triton.cdiv(vocab_size, LARGE_BLOCK_V)),
+        NUM_TILES=triton.next_power_of_2(num_tiles),
+        TILE=tile,
         BLOCK_V=LARGE_BLOCK_V,
         num_warps=LARGE_WARPS,
-        maxnreg=MANY_REGISTERS,
+        maxnreg=MAX_REGISTERS,
         **OPTIONS,
     )
     return device_faults.outcome(x.device)

@@ -28,9 +28,9 @@ from fastguide.kernels.masked_sites import (
 )
 from fastguide.kernels.philox import philox, uniform_at, word, zobrist
 from fastguide.kernels.triton_config import (
+    MAX_REGISTERS,
     SMALL,
     propose_tile,
-    site_registers,
 )
 from fastguide.kernels.triton_runtime import (
     OPTIONS,
@@ -258,7 +258,7 @@ def launch_masked_propose(
             CHUNK=chunk,
             BLOCK_L=block_l,
             num_warps=4,
-            maxnreg=site_registers(vocab_size),
+            maxnreg=MAX_REGISTERS,
             **OPTIONS,
         )
         return device_faults.outcome(x.device)

@@ -17,6 +17,7 @@ from fastguide.kernels import device_faults
 from fastguide.kernels.doubles import exp_double, log_double
 from fastguide.kernels.gather_rows import launch_gather_rows
 from fastguide.kernels.philox import uniform_at, word
+from fastguide.kernels.triton_config import MAX_REGISTERS
 from fastguide.kernels.triton_runtime import (
     CANDIDATE_FAULT,
     CHAIN_FAULT,
@@ -53,7 +54,7 @@ def weights_of(log_w, pivot):
     return exp_double(tl.where(log_w < INFINITY, log_w, -INFINITY) - pivot)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "num_rows", "num_candidates"])
+@triton.jit(do_not_specialize=["seed", "counter", "num_rows", "num_candidates", "alpha_bits"])
 def _select_kernel(
     values_ptr,
     ratio_ptr,
@@ -167,32 +168,24 @@ def _select_kernel(
     if tl.max(near, axis=0) > 0:
         sequential = tl.zeros([BLOCK_N], tl.float64)
         last = tl.zeros([BLOCK_N], tl.int64)
+        o_value, o_ratio = n * row_stride, n * ratio_row_stride
         for k in range(num_candidates):
-            log_w = log_weights(
-                values_ptr,
-                ratio_ptr,
-                n * row_stride + k * candidate_stride,
-                n * ratio_row_stride + k * ratio_stride,
-                m_n,
-                alpha,
-            )
+            log_w = log_weights(values_ptr, ratio_ptr, o_value, o_ratio, m_n, alpha)
             weight = weights_of(log_w, pivot)
             sequential += weight
             last = tl.where(weight > 0.0, k, last)
+            o_value += candidate_stride
+            o_ratio += ratio_stride
         target = u * sequential
         sequential = tl.zeros([BLOCK_N], tl.float64)
         index = tl.zeros([BLOCK_N], tl.int64)
-        for k in range(num_candidates):
-            log_w = log_weights(
-                values_ptr,
-                ratio_ptr,
-                n * row_stride + k * candidate_stride,
-                n * ratio_row_stride + k * ratio_stride,
-                m_n,
-                alpha,
-            )
+        o_value, o_ratio = n * row_stride, n * ratio_row_stride
+        for _ in range(num_candidates):
+            log_w = log_weights(values_ptr, ratio_ptr, o_value, o_ratio, m_n, alpha)
             sequential += weights_of(log_w, pivot)
             index += (sequential <= target).to(tl.int64)
+            o_value += candidate_stride
+            o_ratio += ratio_stride
         index = tl.minimum(index, last)
 
     uniform = (u * num_candidates).to(tl.int64)
@@ -247,6 +240,7 @@ def launch_select(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         num_warps=4,
+        maxnreg=MAX_REGISTERS,
         **OPTIONS,
     )
     launch_gather_rows(gather, index, num_candidates, gathered, fault)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from fastguide.kernels.doubles import exp_double, log_double
+from fastguide.kernels.triton_config import MAX_REGISTERS
 from fastguide.kernels.triton_runtime import OPTIONS, double, double_argument, interpreting
 
 OP = "soft_value"
@@ -19,7 +20,7 @@ MOST_SORTED = 1024
 _TILE = 4096
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_samples"])
+@triton.jit(do_not_specialize=["num_rows", "num_samples", "alpha_bits", "tau_bits"])
 def _soft_value_kernel(
     values_ptr,
     out_ptr,
@@ -119,5 +120,6 @@ def launch_soft_value(
         BLOCK_R=block_r,
         BLOCK_S=block_s,
         num_warps=4,
+        maxnreg=MAX_REGISTERS,
         **OPTIONS,
     )

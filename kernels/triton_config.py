@@ -16,8 +16,11 @@ SMALL = 32
 """Vocabularies up to here keep the CDF of a site in registers."""
 LARGE_BLOCK_V = 256 if interpreting() else 1024
 LARGE_WARPS = 4
+_MOST_TILE = 4
+"""Blocks that a program reads at once: the more bytes in flight, the better latency hides."""
+_TILES_PER_PROGRAM = 1 if interpreting() else 4
 MAX_REGISTERS = 168
-"""Per thread of the kernels over large vocabularies: three programs fit a multiprocessor.
+"""Per thread, of kernels that need many: three programs fit a multiprocessor.
 
 Without a bound ptxas spills a little to reach the next step of occupancy.
 """
@@ -48,6 +51,14 @@ def propose_tile(
     quads = triton.cdiv(num_candidates, 4)
     chunk = 4 if quads == 1 or num_rows * quads <= _FEW_PROGRAMS else 16
     return chunk, site_block(length, vocab_size)
+
+
+def large_tiles(vocab_size: int) -> tuple[int, int, int]:
+    """(blocks of LARGE_BLOCK_V tokens in a tile, tiles, programs that share a site)."""
+    blocks = triton.cdiv(vocab_size, LARGE_BLOCK_V)
+    tile = min(_MOST_TILE, triton.next_power_of_2(blocks))
+    tiles = triton.cdiv(blocks, tile)
+    return tile, tiles, triton.cdiv(tiles, _TILES_PER_PROGRAM)
 
 
 def draw_programs(device: torch.device, most: int) -> int:

@@ -75,13 +75,15 @@ def note_fault(fault_ptr, row, place, value, step, CODE: tl.constexpr):
     row, value, step: int64 scalars.   place: column + 1, or 0 for an input without columns.
     """
     key = (row << 28) | (place << 8) | CODE
-    if key < tl.load(fault_ptr, volatile=True):
-        lock_ptr = fault_ptr + 3
-        free = tl.full([], 0, tl.int64)
-        held = tl.full([], 1, tl.int64)
+    lock_ptr = fault_ptr + 3
+    free = tl.full([], 0, tl.int64)
+    held = tl.full([], 1, tl.int64)
+    # An atomic gives every warp the same answer. Plain loads might not while other programs write,
+    # and warps that part here would never meet at the barriers inside.
+    if key < tl.atomic_add(fault_ptr, free):
         while tl.atomic_cas(lock_ptr, free, held) != 0:
             pass
-        if key < tl.load(fault_ptr, volatile=True):
+        if key < tl.atomic_add(fault_ptr, free):
             tl.store(fault_ptr, key)
             tl.store(fault_ptr + 1, value)
             tl.store(fault_ptr + 2, step)
@@ -135,7 +137,8 @@ def tie_margin(count):
     """Share of the total by which fast and sequential sums of `count` weights may differ.
 
     In units of 2**-53 of the total: each order of addition errs by at most count - 1; a weight
-    exp(x) taken another way by 64 for the polynomial and 3 |x| for its argument, |x| being below
-    300 where weight matters. This is more than four times their sum.
+    exp(x) taken another way, perhaps as a product of two, by twice 7100 for the polynomial and
+    512 + 3 |x| for its argument, |x| being below 300 where weight matters. This is more than four
+    times their sum.
     """
-    return (8.0 * count + 8192.0) * 1.1102230246251565e-16
+    return (8.0 * count + 65536.0) * 1.1102230246251565e-16

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import compiled_aside
 import pytest
 import torch
 from cuda_emulation import entry_points
@@ -21,6 +22,24 @@ from fastguide.ops import _backend
 from fastguide.testing import poisoned
 
 HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    compiled_aside.move_last(items, "cuda_registers")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    compiled_aside.start(session, "cuda_registers")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    compiled_aside.stop(session, "cuda_registers")
+
+
+@pytest.fixture(scope="session")
+def cuda_registers(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The rows that benches/cuda_registers.py records."""
+    return compiled_aside.rows(request.config, "cuda_registers")
 
 
 @pytest.fixture(autouse=True)

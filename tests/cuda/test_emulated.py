@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sanitize_gpu
 import torch
 
 from fastguide import ops, reference
@@ -138,3 +139,9 @@ def test_scalars_come_from_device_tensors(on_host: Launched) -> None:
     step.fill_(2**24)
     with pytest.raises(ArgumentError, match=r"out of range \(step 16777216\)"):
         ops.resample(values, seed=seed, chains=chains, step=step)
+
+
+def test_what_the_sanitizer_sees_is_every_kernel(on_host: Launched) -> None:
+    sanitize_gpu.run_cuda("cpu")
+    due = {(source.op, kernel) for source in cuda_launchers.SOURCES for kernel in source.kernels}
+    assert set(on_host) == due

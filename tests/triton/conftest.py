@@ -7,16 +7,11 @@ there is a GPU they are compiled, and the tests of the interpreter skip.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import compiled_aside
 import pytest
 import torch
 
@@ -26,46 +21,25 @@ INTERPRETED = not torch.cuda.is_available()
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 
-# The compiler runs beside the tests of the interpreter: see test_registers.py.
-COMPILER = pytest.StashKey[tuple[subprocess.Popen[str], Path]]()
-
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    compiled_aside.move_last(items, "triton_registers")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start compiling if a test will ask for the table of registers."""
-    if session.config.option.collectonly:
-        return
-    if not any("register_table" in getattr(item, "fixturenames", ()) for item in session.items):
-        return
-    script = Path(__file__).parents[2] / "benches" / "triton_registers.py"
-    out = Path(tempfile.mkdtemp(prefix="triton-registers-"), "table.json")
-    process = subprocess.Popen(
-        [sys.executable, script, f"--out={out}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    session.config.stash[COMPILER] = process, out
+    compiled_aside.start(session, "triton_registers")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing outlives an interrupted session."""
-    started = session.config.stash.get(COMPILER, None)
-    if started is not None:
-        started[0].kill()
-        started[0].wait()
-        shutil.rmtree(started[1].parent, ignore_errors=True)
+    compiled_aside.stop(session, "triton_registers")
 
 
 @pytest.fixture(scope="session")
-def register_table(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+def triton_registers(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """The rows that benches/triton_registers.py records."""
-    process, out = request.config.stash[COMPILER]
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
-    return rows
+    return compiled_aside.rows(request.config, "triton_registers")
 
 
 @pytest.fixture(autouse=True)
@@ -75,24 +49,60 @@ def _poison() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fast_exclusive_or() -> Iterator[None]:
-    """The interpreter reduces by XOR lane by lane in Python; numpy does the same at once."""
+def _quick_interpreter() -> Iterator[None]:
+    """What the interpreter does over and over is done once; its results are the same."""
     if not INTERPRETED:
         yield
         return
+    from triton.runtime import interpreter
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.ReduceOps, "apply_impl", _reduce_at_once(interpreter))
+        patch.setattr(interpreter, "_patch_lang", _patch_once(interpreter))
+        yield
+
+
+def _reduce_at_once(interpreter: Any) -> Callable[..., object]:
+    """Reductions with these functions go lane by lane in Python; numpy takes all lanes."""
     import numpy as np
     import triton.language as tl
-    from triton.runtime.interpreter import ReduceOps
 
-    original = ReduceOps.apply_impl
+    from fastguide.kernels.categorical import larger
 
-    def apply(self: ReduceOps, inputs: tuple[tl.tensor, ...]) -> object:
-        if self.combine_fn is not tl.standard._xor_combine:
+    original = interpreter.ReduceOps.apply_impl
+    at_once = {tl.standard._xor_combine: np.bitwise_xor, larger: np.maximum}
+
+    def apply(self: Any, inputs: tuple[tl.tensor, ...]) -> object:
+        if self.combine_fn not in at_once:
             return original(self, inputs)
         data = inputs[0].handle.data
-        reduced = np.bitwise_xor.reduce(data, axis=self.axis, keepdims=self.keep_dims)
+        reduced = at_once[self.combine_fn].reduce(data, axis=self.axis, keepdims=self.keep_dims)
         return self.to_tensor(reduced, inputs[0].dtype)
 
-    ReduceOps.apply_impl = apply
-    yield
-    ReduceOps.apply_impl = original
+    return apply
+
+
+def _patch_once(interpreter: Any) -> Callable[..., object]:
+    """Every call of a device function looks for builtins to replace; the first finds all."""
+    import triton.language as tl
+
+    original, replaced = interpreter._patch_lang, set()
+
+    def patch(function: Any) -> object:
+        languages = {id(v) for v in function.__globals__.values() if v is tl or v is tl.core}
+        if languages <= replaced:
+            return interpreter._LangPatchScope()
+        outermost = not replaced
+        scope = original(function)
+        replaced.update(languages)
+        if outermost:
+            restore = scope.restore
+
+            def end() -> None:
+                replaced.clear()
+                restore()
+
+            scope.restore = end
+        return scope
+
+    return patch

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from fastguide.kernels.doubles import exp_double, log_double  # noqa: E402
+from fastguide.kernels.doubles import exp_double, exp_fused, log_double  # noqa: E402
 from fastguide.kernels.philox import philox  # noqa: E402
 
 
@@ -59,6 +59,12 @@ def _exp_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
+def _exp_fused_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    o = tl.arange(0, BLOCK)
+    tl.store(out_ptr + o, exp_fused(tl.load(x_ptr + o)))
+
+
+@triton.jit
 def _log_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     o = tl.arange(0, BLOCK)
     tl.store(out_ptr + o, log_double(tl.load(x_ptr + o)))
@@ -78,6 +84,17 @@ def test_exp() -> None:
     special = torch.tensor([0.0, -torch.inf, -800.0, -745.0], dtype=torch.float64)
     _exp_kernel[(1,)](special, out, BLOCK=4)
     assert out[:4].tolist() == [1.0, 0.0, 0.0, 5e-324]
+
+
+def test_fused_exp_is_as_close_as_ties_are_told_apart() -> None:
+    """Constants that lose their lower half would still pass where no draw comes near a step."""
+    x = torch.cat([torch.linspace(-700, 300, 4000), torch.linspace(-1, 0, 96)]).double()
+    out = torch.empty_like(x)
+    _exp_fused_kernel[(1,)](x, out, BLOCK=4096)
+    due = np.exp(x.numpy().astype(np.longdouble))
+    assert float(np.max(np.abs(out.numpy() / due - 1))) < 2.0**-40
+    _exp_fused_kernel[(1,)](torch.tensor([-torch.inf, -701.0]).double(), out, BLOCK=2)
+    assert out[0] == out[1] == pytest.approx(np.exp(-700.0))
 
 
 def test_log() -> None:

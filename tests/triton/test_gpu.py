@@ -1,56 +1,38 @@
 """The compiled Triton kernels on a GPU: parity, strides, far offsets, streams, captured graphs.
 
-Needs a CUDA device. The same kernels run in the interpreter without one (test_interpreter.py).
+The bodies that take a device run in the interpreter too; what is particular to small inputs is in
+test_interpreter.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from on_device import DEVICES, FAR, captured, far, filled_late, fresh, moved
 
 from fastguide import ops, reference
 from fastguide.errors import NonFiniteError
 from fastguide.ops._backend import TRITON_OPS
 from fastguide.testing import Case, assert_matches, cases
 
-pytestmark = pytest.mark.gpu
-
 CUDA = "cuda"
-GIB = 2**30
-FAR = 2**31 + 16
-"""A stride, in elements, that 32-bit arithmetic cannot hold."""
-
-
-def moved(value: Any, device: str) -> Any:
-    """The same arguments or results on `device`, strides kept."""
-    if isinstance(value, torch.Tensor):
-        if value.is_contiguous():
-            return value.to(device)
-        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
-        return copy.copy_(value)
-    if isinstance(value, dict):
-        return {name: moved(item, device) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(moved(item, device) for item in value)
-    return value
-
-
-def run(op: str, *args: Any, **kwargs: Any) -> Any:
-    """The op on the GPU by Triton, its results on the CPU."""
-    with ops.use_backend("triton"):
-        result = getattr(ops, op)(*moved(args, CUDA), **moved(kwargs, CUDA))
-    return moved(result, "cpu")
-
-
 ALL = [case for op in sorted(TRITON_OPS) for case in cases(op)]
 
 
+def run(op: str, device: str, *args: Any, **kwargs: Any) -> Any:
+    """The op by Triton, its results on the CPU."""
+    with ops.use_backend("triton"):
+        result = getattr(ops, op)(*moved(args, device), **moved(kwargs, device))
+    return moved(result, "cpu")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_matches_the_reference(case: Case) -> None:
-    due = case.oracle()
-    assert_matches(case.op, run(case.op, *case.args, **case.kwargs), due)
+    assert_matches(case.op, run(case.op, CUDA, *case.args, **case.kwargs), case.oracle())
 
 
 def propose(n: int, length: int, vocab: int, k: int, **changes: Any) -> dict[str, Any]:
@@ -73,6 +55,13 @@ def propose(n: int, length: int, vocab: int, k: int, **changes: Any) -> dict[str
     return {**arguments, **changes}
 
 
+def predict(arguments: dict[str, Any], num_samples: int) -> dict[str, Any]:
+    """Arguments of masked_posterior for the same states."""
+    names = ("logits", "x", "mask_token", "keys", "seed", "temperature")
+    return {**{name: arguments[name] for name in names}, "num_samples": num_samples}
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("n", "length", "vocab", "k"),
     [
@@ -85,142 +74,198 @@ def propose(n: int, length: int, vocab: int, k: int, **changes: Any) -> dict[str
 )
 def test_tokens_equal_those_of_the_cpp_kernels(n: int, length: int, vocab: int, k: int) -> None:
     arguments = propose(n, length, vocab, k)
-    got = run("masked_propose", **arguments)
+    got = run("masked_propose", CUDA, **arguments)
     with ops.use_backend("cpp"):
         due = ops.masked_propose(**arguments)
     for a, b in zip(got, due, strict=True):
         assert torch.equal(a, b)
-    names = ("logits", "x", "mask_token", "keys", "seed", "temperature")
-    arguments = {name: arguments[name] for name in names}
     for num_samples in (0, 3):
+        arguments = predict(propose(n, length, vocab, k), num_samples)
         with ops.use_backend("cpp"):
-            due = ops.masked_posterior(**arguments, num_samples=num_samples)
-        assert torch.equal(run("masked_posterior", **arguments, num_samples=num_samples), due)
+            predicted = ops.masked_posterior(**arguments)
+        assert torch.equal(run("masked_posterior", CUDA, **arguments), predicted)
 
 
+@DEVICES
 @pytest.mark.parametrize("vocab", [5, 3000])
-def test_ties_are_summed_in_order(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_are_summed_in_order(vocab: int, device: str) -> None:
     """A draw whose target is a step of the CDF: the last bits of the sums decide."""
-    arguments = propose(40, 30, vocab, 3, rho=1.0, temperature=1.0, first_candidate=None)
+    n, length = (40, 30) if device == CUDA else (2, 3)
+    arguments = propose(n, length, vocab, 3, rho=1.0, temperature=1.0, first_candidate=None)
     u = reference.philox_uniform(
-        arguments["seed"], arguments["chains"], 9, 4, num_elements=30, num_candidates=1
+        arguments["seed"], arguments["chains"], 9, 4, num_elements=length, num_candidates=1
     )
-    logits = torch.full((40, 30, vocab), -torch.inf, dtype=torch.float64)
+    logits = torch.full((n, length, vocab), -torch.inf, dtype=torch.float64)
     logits[..., 0] = torch.log(u[:, 0])
     logits[..., 1:] = (torch.log1p(-u[:, 0]) - torch.tensor(vocab - 1.0).log())[..., None]
     arguments["logits"] = logits
-    got = run("masked_propose", **arguments)
+    got = run("masked_propose", device, **arguments)
     with ops.use_backend("cpp"):
         due = ops.masked_propose(**arguments)
     assert torch.equal(got[0], due.tokens)
 
 
-def test_normals_have_the_bits_of_the_cpp_kernels() -> None:
-    arguments = dict(num_elements=100_003, num_candidates=3, dtype=torch.float64)
-    got = run("philox_normal", 11, torch.arange(4), 2, 2, **arguments)
+@DEVICES
+def test_normals_have_the_bits_of_the_cpp_kernels(device: str) -> None:
+    elements = 100_003 if device == CUDA else 1003
+    arguments = dict(num_elements=elements, num_candidates=3, dtype=torch.float64)
+    got = run("philox_normal", device, 11, torch.arange(4), 2, 2, **arguments)
     with ops.use_backend("cpp"):
         due = ops.philox_normal(11, torch.arange(4), 2, 2, **arguments)
     assert torch.equal(got, due)
 
 
-def test_gaussian_candidates_have_the_bits_of_the_cpp_kernels() -> None:
-    arguments = dict(
-        x=torch.randn(16, 12_289), output=torch.randn(16, 12_289), a=0.9, b=-0.4, s=0.6, seed=3
-    )
-    arguments.update(chains=torch.arange(16), step=2, num_candidates=8)
-    got = run("gaussian_propose", **arguments)
+@DEVICES
+def test_gaussian_candidates_have_the_bits_of_the_cpp_kernels(device: str) -> None:
+    n, size = (16, 12_289) if device == CUDA else (2, 257)
+    arguments = dict(x=torch.randn(n, size), output=torch.randn(n, size), a=0.9, b=-0.4, s=0.6)
+    arguments.update(seed=3, chains=torch.arange(n), step=2, num_candidates=8)
+    got = run("gaussian_propose", device, **arguments)
     with ops.use_backend("cpp"):
         due = ops.gaussian_propose(**arguments)
     assert torch.equal(got[0], due[0])
-    arguments["shift"] = torch.randn(16, 12_289)
-    got = run("gaussian_propose", **arguments)
-    again = run("gaussian_propose", **arguments)
+    arguments["shift"] = torch.randn(n, size)
+    got = run("gaussian_propose", device, **arguments)
+    again = run("gaussian_propose", device, **arguments)
     due = reference.gaussian_propose(**arguments)
     torch.testing.assert_close(got[1], due[1], rtol=1e-5, atol=1e-2)
     assert torch.equal(got[1], again[1])
 
 
-def far_rows(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor whose rows lie FAR elements apart. Skips where memory is short."""
-    inner = torch.Size(shape[1:]).numel()
-    elements = FAR * (shape[0] - 1) + inner
-    if torch.cuda.mem_get_info()[0] < elements * dtype.itemsize + GIB:
-        pytest.skip("needs more device memory")
-    base = torch.empty(elements, dtype=dtype, device=CUDA)
-    return base.as_strided(shape, (FAR, *torch.empty(shape[1:], device="meta").stride()))
+def drawn(n: int, **more: Any) -> dict[str, Any]:
+    """What every op with draws takes."""
+    return dict(seed=4, chains=torch.arange(n) + 7, step=3, **more)
 
 
-@pytest.mark.parametrize("vocab", [5, 3000])
-def test_logits_beyond_32_bit_offsets(vocab: int) -> None:
-    arguments = propose(2, 30, vocab, 3, rho=0.5)
-    logits = far_rows((2, 30, vocab), torch.float32)
-    logits.copy_(arguments["logits"])
-    due = reference.masked_propose(**arguments)
+def gaussian() -> dict[str, Any]:
+    x, output, shift = torch.randn(3, 2, 70)
+    return drawn(2, x=x, output=output, shift=shift, a=0.9, b=0.3, s=0.5, num_candidates=3)
+
+
+def selection() -> dict[str, Any]:
+    return drawn(2, values=torch.randn(2, 20), alpha=0.5, gather=[torch.randn(2, 20, 9)])
+
+
+def soft() -> dict[str, Any]:
+    return dict(values=torch.randn(2, 20), alpha=0.5)
+
+
+# op, arguments, the argument that lies far apart, along which dimension.
+FAR_INPUTS: list[tuple[str, Callable[[], dict[str, Any]], str, int]] = [
+    *[
+        ("masked_propose", lambda v=vocab: propose(2, 9, v, 3, rho=0.5), "logits", dim)
+        for vocab in (5, 3000)
+        for dim in range(3)
+    ],
+    *[
+        ("masked_posterior", lambda v=v, s=s: predict(propose(2, 9, v, 3), s), "logits", dim)
+        for v in (5, 3000)
+        for s in (0, 2)
+        for dim in (0, 2)
+    ],
+    *[("masked_propose", lambda: propose(2, 9, 5, 3, rho=0.5), "x", dim) for dim in range(2)],
+    ("masked_propose", lambda: propose(2, 9, 40, 3, rho=0.5), "x", 0),
+    *[("masked_keys", lambda: dict(x=torch.randint(0, 9, (2, 9))), "x", dim) for dim in range(2)],
+    *[("gaussian_propose", gaussian, name, 0) for name in ("x", "output", "shift")],
+    *[("select", selection, "values", dim) for dim in range(2)],
+    *[("select", selection, "gather", dim) for dim in range(2)],
+    *[("soft_value", soft, "values", dim) for dim in range(2)],
+]
+
+
+@DEVICES
+@pytest.mark.parametrize(("op", "build", "name", "dim"), FAR_INPUTS)
+def test_inputs_beyond_32_bit_offsets(
+    op: str, build: Callable[[], dict[str, Any]], name: str, dim: int, device: str
+) -> None:
+    arguments = build()
+    due = getattr(reference, op)(**arguments)
+    here = moved(arguments, device)
+    given = arguments[name]
+    here[name] = [far(given[0], device, dim)] if name == "gather" else far(given, device, dim)
     with ops.use_backend("triton"):
-        got = ops.masked_propose(**{**moved(arguments, CUDA), "logits": logits})
-        mode = ops.masked_posterior(
-            logits, arguments["x"].to(CUDA), mask_token=arguments["mask_token"]
-        )
-    assert_matches("masked_propose", moved(tuple(got), "cpu"), due)
-    assert torch.equal(
-        mode.cpu(),
-        reference.masked_posterior(
-            arguments["logits"], arguments["x"], mask_token=arguments["mask_token"]
-        ),
-    )
+        got = getattr(ops, op)(**here)
+    assert_matches(op, moved(got, "cpu"), due)
 
 
-def test_outputs_beyond_32_bit_offsets() -> None:
-    elements = 2**31 + 4096
-    if torch.cuda.mem_get_info()[0] < elements * 4 + GIB:
-        pytest.skip("needs more device memory")
-    chains = torch.arange(2, device=CUDA)
+@DEVICES
+@pytest.mark.parametrize("op", ["philox_uniform", "philox_normal", "gaussian_propose"])
+def test_outputs_beyond_32_bit_offsets(op: str, device: str) -> None:
+    """The last chain's are those of a call for that chain alone."""
+    n, k = 3, 8
+    size = -(-FAR[device] // ((n - 1) * k))
+    dtype = torch.float64 if op == "philox_uniform" else torch.float32
+    fresh(2 * n * k * size, dtype, device)
+
+    def call(first: int) -> torch.Tensor:
+        chains = torch.arange(first, n, device=device)
+        if op == "gaussian_propose":
+            x = torch.linspace(0, 1, size, device=device).expand(n - first, size)
+            scalars = dict(a=0.5, b=0.5, s=0.3, seed=1, step=0, num_candidates=k)
+            return ops.gaussian_propose(x, x, chains=chains, **scalars).candidates
+        return getattr(ops, op)(1, chains, 0, 2, num_elements=size, num_candidates=k)
+
     with ops.use_backend("triton"):
-        z = ops.philox_normal(1, chains, 0, 2, num_elements=elements // 2)
-        assert abs(float(z[1].mean(dtype=torch.float64))) < 1e-3
-        few = ops.philox_normal(1, chains[1:], 0, 2, num_elements=1000)
-    assert torch.equal(z[1:, :, :1000], few)
+        assert torch.equal(call(0)[-1:], call(n - 1))
 
 
-def test_kernels_run_on_the_current_stream() -> None:
-    arguments = moved(propose(64, 50, 4, 10), CUDA)
-    due = 3 * torch.randn(64, 50, 4)
-    source = due.pin_memory()
-    arguments["logits"] = torch.zeros(64, 50, 4, device=CUDA)
-    with ops.use_backend("triton"), ops.deferred_faults(CUDA):
-        ops.masked_propose(**arguments)
-        torch.cuda.synchronize()
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(50_000_000)
-            arguments["logits"].copy_(source, non_blocking=True)
-            got = ops.masked_propose(**arguments)
-        stream.synchronize()
-    arguments["logits"] = due
-    expected = reference.masked_propose(**moved(arguments, "cpu"))
-    assert_matches("masked_propose", moved(tuple(got), "cpu"), expected)
+@DEVICES
+@pytest.mark.parametrize("vocab", [4, 40])
+def test_tokens_beyond_32_bit_offsets(vocab: int, device: str) -> None:
+    n, length = 3, 1024 if device == CUDA else 16
+    k = -(-FAR[device] // ((n - 1) * length))
+    fresh(n * k * length, torch.int64, device)
+    arguments = propose(n, length, vocab, k, rho=0.01, first_candidate=None)
+    arguments.update(logits=torch.randn(1, length, vocab), index=torch.zeros(n, dtype=torch.int64))
+    rows = ("x", "keys", "chains", "index")
+    last = {**arguments, **{name: arguments[name][-1:] for name in rows}}
+    with ops.use_backend("triton"):
+        got = ops.masked_propose(**moved(arguments, device))
+        due = ops.masked_propose(**moved(last, device))
+    for a, b in zip(got, due, strict=True):
+        assert torch.equal(a[-1:], b)
 
 
-@pytest.mark.parametrize("vocab", [4, 500])
-def test_a_captured_step_reads_scalars_and_tensors_anew(vocab: int) -> None:
-    n, length, k = 16, 40, 6
-    arguments = moved(propose(n, length, vocab, k), CUDA)
-    scalars = {
-        "seed": torch.tensor([5], device=CUDA),
-        "step": torch.tensor([0], device=CUDA),
-        "rho": torch.tensor([0.3], dtype=torch.float64, device=CUDA),
-        "temperature": torch.tensor([0.8], dtype=torch.float64, device=CUDA),
-    }
-    alpha = torch.tensor([0.4], dtype=torch.float64, device=CUDA)
-    values = torch.randn(n, k, device=CUDA)
-    arguments.update(scalars)
-    state = torch.randn(n, 64, device=CUDA)
+def late_cases() -> list[Case]:
+    """The last case of each op, and a proposal from a small vocabulary."""
+    small = next(case for case in cases("masked_propose") if case.name == "small")
+    return [small, *(cases(op)[-1] for op in sorted(TRITON_OPS))]
+
+
+@DEVICES
+@pytest.mark.parametrize("case", late_cases(), ids=str)
+def test_kernels_run_on_the_current_stream(case: Case, device: str) -> None:
+    due = case.oracle()
+
+    def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return getattr(ops, case.op)(*args, **kwargs)
+
+    with ops.use_backend("triton"), ops.deferred_faults(device):
+        got = filled_late(call, dict(args=case.args, kwargs=case.kwargs), device)
+    assert_matches(case.op, got, due)
+
+
+@DEVICES
+@pytest.mark.parametrize("vocab", [4, 40])
+def test_a_captured_step_reads_scalars_and_tensors_anew(vocab: int, device: str) -> None:
+    n, length, k = (16, 40, 6) if device == CUDA else (2, 9, 3)
+    host = propose(n, length, vocab, k)
+    arguments = moved(host, device)
+
+    def scalar(value: float) -> torch.Tensor:
+        dtype = torch.int64 if isinstance(value, int) else torch.float64
+        return torch.tensor([value], dtype=dtype, device=device)
+
+    arguments.update(seed=scalar(5), step=scalar(0), rho=scalar(0.3), temperature=scalar(0.8))
+    alpha = scalar(0.4)
+    values, state = torch.randn(n, k, device=device), torch.randn(n, 64, device=device)
     outputs = (
-        torch.empty(n, k, length, dtype=torch.int64, device=CUDA),
-        torch.empty(n, k, 2, dtype=torch.int64, device=CUDA),
-        torch.empty(n, k, dtype=torch.int32, device=CUDA),
+        torch.empty(n, k, length, dtype=torch.int64, device=device),
+        torch.empty(n, k, 2, dtype=torch.int64, device=device),
+        torch.empty(n, k, dtype=torch.int32, device=device),
     )
-    common = dict(seed=scalars["seed"], chains=arguments["chains"], step=scalars["step"])
+    common = {name: arguments[name] for name in ("seed", "chains", "step")}
+    stream = (arguments["seed"], arguments["chains"], arguments["step"], 2)
 
     def work() -> tuple[Any, ...]:
         proposal = ops.masked_propose(**arguments, out=outputs)
@@ -228,76 +273,76 @@ def test_a_captured_step_reads_scalars_and_tensors_anew(vocab: int) -> None:
         noisy = ops.gaussian_propose(
             state, state, a=alpha, b=alpha, s=alpha, num_candidates=2, **common
         )
-        return tuple(proposal), tuple(chosen), noisy.candidates
+        x = chosen.gathered[0]
+        keys = ops.masked_keys(x)
+        predicted = ops.masked_posterior(
+            **predict({**arguments, "x": x, "keys": keys}, num_samples=2)
+        )
+        value = ops.soft_value(predicted.double().mean(2), 0.4)
+        uniform = ops.philox_uniform(*stream, num_elements=5)
+        normal = ops.philox_normal(*stream, num_elements=5)
+        return proposal, chosen, noisy.candidates, keys, predicted, value, uniform, normal
 
-    with ops.use_backend("triton"), ops.deferred_faults(CUDA) as faults:
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            work()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            results = work()
+    with ops.use_backend("triton"), ops.deferred_faults(device) as faults:
+        results, replay = captured(work, device)
         for step, rho in ((1, 0.0), (2, 0.5), (77, 1.0)):
-            scalars["step"].fill_(step)
-            scalars["rho"].fill_(rho)
+            arguments["step"].fill_(step)
+            arguments["rho"].fill_(rho)
             values.normal_()
-            graph.replay()
-            proposal, chosen, noisy = moved(results, "cpu")
-            host = moved(arguments, "cpu")
-            host.update(seed=5, step=step, rho=rho, temperature=0.8)
-            due = reference.masked_propose(**host)
-            assert_matches("masked_propose", proposal, due)
-            plain = dict(seed=5, chains=host["chains"], step=step)
-            due_choice = reference.select(values.cpu(), alpha=0.4, gather=[due[0]], **plain)
-            assert_matches("select", chosen, due_choice)
-            due_noise = reference.gaussian_propose(
+            replay()
+            got = moved(results, "cpu")
+            here = {**host, "seed": 5, "step": step, "rho": rho}
+            plain = {name: here[name] for name in ("seed", "chains", "step")}
+            due = reference.masked_propose(**here)
+            assert_matches("masked_propose", got[0], due)
+            choice = reference.select(values.cpu(), alpha=0.4, gather=[due[0]], **plain)
+            assert_matches("select", got[1], choice)
+            x = choice[3][0]
+            noise = reference.gaussian_propose(
                 state.cpu(), state.cpu(), a=0.4, b=0.4, s=0.4, num_candidates=2, **plain
             )[0]
-            torch.testing.assert_close(noisy, due_noise, rtol=3e-6, atol=3e-6)
+            torch.testing.assert_close(got[2], noise, rtol=3e-6, atol=3e-6)
+            keys = reference.masked_keys(x)
+            assert torch.equal(got[3], keys)
+            tokens = reference.masked_posterior(
+                **predict({**here, "x": x, "keys": keys}, num_samples=2)
+            )
+            assert torch.equal(got[4], tokens)
+            assert_matches("soft_value", got[5], reference.soft_value(tokens.double().mean(2), 0.4))
+            draws = (5, host["chains"], step, 2)
+            uniform = reference.philox_uniform(*draws, num_elements=5)
+            assert torch.equal(got[6], uniform)
+            normal = reference.philox_normal(*draws, num_elements=5)
+            assert_matches("philox_normal", got[7], normal)
         faults.check()
-        arguments["logits"][3] = torch.nan
-        graph.replay()
-        with pytest.raises(NonFiniteError, match="row 3"):
+        arguments["logits"][1] = torch.nan
+        replay()
+        with pytest.raises(NonFiniteError, match="row 1"):
             faults.check()
 
 
+@pytest.mark.gpu
 def test_nothing_waits_for_the_device() -> None:
     small, large = (moved(propose(64, 50, vocab, 10), CUDA) for vocab in (4, 300))
     values = torch.randn(64, 10, device=CUDA)
+    common = dict(seed=1, chains=small["chains"], step=0)
     with ops.use_backend("triton"), ops.deferred_faults(CUDA):
         for mode in ("default", "error"):
             torch.cuda.set_sync_debug_mode(mode)
             try:
                 for arguments in (small, large):
                     proposal = ops.masked_propose(**arguments)
-                    ops.masked_posterior(
-                        arguments["logits"], arguments["x"], mask_token=arguments["mask_token"]
-                    )
-                ops.select(
-                    values,
-                    alpha=0.1,
-                    seed=1,
-                    chains=arguments["chains"],
-                    step=0,
-                    gather=[proposal.tokens],
-                )
+                    ops.masked_posterior(**predict(arguments, num_samples=0))
+                ops.select(values, alpha=0.1, gather=[proposal.tokens], **common)
                 ops.soft_value(values, 0.1)
                 ops.gaussian_propose(
-                    values,
-                    values,
-                    a=1.0,
-                    b=1.0,
-                    s=1.0,
-                    seed=1,
-                    chains=arguments["chains"],
-                    step=0,
-                    num_candidates=4,
+                    values, values, a=1.0, b=1.0, s=1.0, num_candidates=4, **common
                 )
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
 def test_tensors_on_another_device_than_the_current_one() -> None:
     x = torch.randint(0, 9, (5, 30))

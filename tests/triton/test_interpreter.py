@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sanitize_gpu
 import torch
 import triton
 import triton.language as tl
@@ -154,14 +155,15 @@ def test_strided_double_logits(vocab: int) -> None:
     check("masked_posterior", posterior(vocab=vocab, logits=logits))
 
 
-@pytest.mark.parametrize("offset", [200.0, 1e4])
-def test_a_late_maximum_far_above_the_first_block(offset: float) -> None:
-    """The first block's pivot serves large rises, and is replaced where weights would overflow."""
-    logits = torch.randn(4, 70, 600)
-    logits[..., 256:] += offset
-    logits[..., 500:] -= 2 * offset
-    logits[1, :, :256] = -torch.inf
-    check("masked_propose", propose(vocab=600, logits=logits, num_candidates=2))
+@pytest.mark.parametrize("offset", [0.0, 200.0, 1e4, 1e30])
+def test_tiles_with_maxima_far_apart(offset: float) -> None:
+    """Each tile is summed relative to its own largest logit; one may hold no token at all."""
+    logits = torch.randn(4, 70, 2100)
+    logits[0, :, 1024:] += offset
+    logits[3, :, 1024:2048] -= offset
+    logits[1, :, :1024] = -torch.inf
+    check("masked_propose", propose(vocab=2100, logits=logits, num_candidates=2))
+    check("masked_posterior", posterior(vocab=2100, logits=logits, num_samples=1))
 
 
 @triton.jit
@@ -326,8 +328,13 @@ def masked_site(arguments: dict[str, Any], row: int) -> int:
     return int(masked[-1])
 
 
+def few(**changes: Any) -> dict[str, Any]:
+    """A proposal of few candidates."""
+    return propose(num_candidates=2, first_candidate=torch.tensor([0, 3, 1]), **changes)
+
+
 def bad_logits(vocab: int, value: float, **changes: Any) -> dict[str, Any]:
-    arguments = propose(vocab=vocab, num_candidates=2, rho=1.0, **changes)
+    arguments = few(vocab=vocab, rho=1.0, **changes)
     site = masked_site(arguments, 1)
     logits = arguments["logits"].clone()
     logits[0, site, 1 if value != -torch.inf else slice(None)] = value
@@ -355,7 +362,7 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
     *[
         (op, build(vocab=vocab, **change))
         for vocab in (5, 40)
-        for op, build in (("masked_propose", propose), ("masked_posterior", posterior))
+        for op, build in (("masked_propose", few), ("masked_posterior", posterior))
         for change in (
             {"index": torch.tensor([3, 4, 1])},
             {"index": torch.tensor([3, 0, -1])},
@@ -363,11 +370,11 @@ FAULTS: list[tuple[str, dict[str, Any]]] = [
         )
     ],
     *[
-        ("masked_propose", propose(vocab=vocab, **change))
+        ("masked_propose", {**few(vocab=vocab), **change})
         for vocab in (5, 40)
         for change in (
             {"chains": torch.tensor([0, -1, 2**32])},
-            {"first_candidate": torch.tensor([0, 2**32 - 8, 0])},
+            {"first_candidate": torch.tensor([0, 2**32 - 1, 0])},
         )
     ],
     ("select", selection(values=spoiled(selection()["values"], 3, 20, value=torch.nan))),
@@ -422,3 +429,8 @@ def test_cpu_tensors_need_the_interpreter() -> None:
     assert done.returncode != 0
     assert "the forced backend 'triton' serves CUDA tensors only" in done.stderr
     assert "none" in done.stdout
+
+
+def test_what_the_sanitizer_sees_runs() -> None:
+    with ops.use_backend("triton"):
+        sanitize_gpu.run_triton("cpu")
