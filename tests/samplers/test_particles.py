@@ -18,6 +18,7 @@ from fastguide.reference.resample import SCHEMES
 
 # -- unbiased ----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("num_particles", [4, 16, 64])
 @pytest.mark.parametrize("ess_threshold", [0.5, 1.0])
 @pytest.mark.parametrize("resampler", SCHEMES)
