@@ -51,6 +51,8 @@ class Plan:
     savings: frozenset[str]
     cache_bytes: int
     small_shards: bool
+    states: Tensor | None = None
+    first_step: int = 0
 
 
 @dataclass
@@ -141,7 +143,7 @@ class Run:
     def num_moves(self) -> int:
         """Moves of the whole run, for progress bars."""
         shards = -(-self._plan.num_samples // self._shard_chains)
-        return shards * len(self._steps)
+        return shards * (len(self._steps) - self._plan.first_step)
 
     @property
     def _shard_chains(self) -> int:
@@ -185,6 +187,10 @@ class Run:
             slot=torch.full_like(blank, -1, dtype=torch.int64),
             value=blank,
         )
+        if state.rows is None and plan.states is not None:
+            state.step = plan.first_step
+            self._rows.batch = policy.diffusion.batch(plan.states[spread.to(plan.states.device)])
+            return
         if state.rows is None:
             self._begin(self._rows, spread)
             return

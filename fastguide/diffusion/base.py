@@ -106,6 +106,9 @@ class Diffusion(Protocol):
     ) -> Batch:
         """Initial states of `chains` [R] and candidate numbers `candidates` [R] (None: zeros)."""
 
+    def batch(self, states: Tensor) -> Batch:
+        """Given states [R, ...], checked, to go on from."""
+
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
         """Checked denoiser output [B, *output_shape] of states [B, ...] at one time."""
 

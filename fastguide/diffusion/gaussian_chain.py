@@ -116,6 +116,15 @@ class GaussianChain:
         )
         return Batch(noise.view(-1, *self.shape) * self.prior_deviation, None)
 
+    def batch(self, states: Tensor) -> Batch:
+        """States [R, *shape] to go on from."""
+        return Batch(self._check_states(states, "states").float(), None)
+
+    def renoise(self, x0: Tensor, level: Level, seed: int, chains: Tensor) -> Tensor:
+        """Clean samples x0 [N, *shape] at a noise level: alpha x0 + sigma z, keyed by chain."""
+        noise = self.start(chains, None, seed).x / self.prior_deviation
+        return level.alpha * x0 + level.sigma * noise
+
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
         """`predict` with every row at the same time."""
         return self.predict(x, torch.full((len(x),), time, device=x.device), cond)

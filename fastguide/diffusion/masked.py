@@ -149,6 +149,11 @@ class MaskedDiffusion(RelaxedTokens):
             x = self._check_prompt(prompt, num_chains)
         return Batch(x, ops.masked_keys(x))
 
+    def batch(self, states: Tensor) -> Batch:
+        """States [R, L] of tokens and masks to go on from."""
+        x = self.check_tokens(states, "states", clean=False)
+        return Batch(x, ops.masked_keys(x))
+
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
         """`logits`, or with a head the hidden states, with every row at the same time."""
         t = torch.full((x.shape[0],), time, device=x.device)

@@ -138,6 +138,7 @@ class Sampler:
         seed: int = 0,
         first_chain: int = 0,
         prompt: Tensor | None = None,
+        start_from: tuple[Tensor, int] | None = None,
         cond: dict[str, Tensor] | None = None,
         max_rows: int | None = None,
         fixed_rows: int | None = None,
@@ -156,6 +157,8 @@ class Sampler:
             seed: in [0, 2**64).   first_chain: global id of the first output: a run of 64 equals
                 runs of 32 with first_chain 0 and 32.
             prompt: [L] or [num_samples, L] tokens; positions that are not the mask stay as given.
+            start_from: (states [num_samples, ...], first_step): go on from given states with that
+                transition, in place of the prior.
             cond: tensors with leading dimension 1 or num_samples, passed to the denoiser by name.
             max_rows: most rows of one model call.
             fixed_rows: pad every model call to exactly this many rows, which makes runs of real
@@ -178,6 +181,7 @@ class Sampler:
             seed=seed,
             first_chain=first_chain,
             prompt=prompt,
+            start_from=start_from,
             cond=cond,
             max_rows=max_rows,
             fixed_rows=fixed_rows,
@@ -242,6 +246,7 @@ class Sampler:
         seed: int = 0,
         first_chain: int = 0,
         prompt: Tensor | None = None,
+        start_from: tuple[Tensor, int] | None = None,
         cond: dict[str, Tensor] | None = None,
         max_rows: int | None = None,
         fixed_rows: int | None = None,
@@ -260,6 +265,7 @@ class Sampler:
             seed=seed,
             first_chain=first_chain,
             prompt=prompt,
+            start_from=start_from,
             cond=cond,
             max_rows=max_rows,
             fixed_rows=fixed_rows,
@@ -297,6 +303,7 @@ class Sampler:
         seed: int,
         first_chain: int,
         prompt: Tensor | None,
+        start_from: tuple[Tensor, int] | None,
         cond: dict[str, Tensor] | None,
         max_rows: int | None,
         fixed_rows: int | None,
@@ -317,7 +324,10 @@ class Sampler:
         if prompt is not None:
             self.diffusion.start(chains, prompt, seed)  # reports a bad prompt before any work
         device = self.diffusion.device
+        states, first_step = self._check_start(start_from, num_samples, num_steps)
         return Plan(
+            states=states,
+            first_step=first_step,
             num_samples=num_samples,
             num_steps=num_steps,
             seed=seed,
@@ -329,6 +339,28 @@ class Sampler:
             cache_bytes=cache_bytes,
             small_shards=small_shards,
         )
+
+    def _check_start(
+        self, start_from: tuple[Tensor, int] | None, num_samples: int, num_steps: int
+    ) -> tuple[Tensor | None, int]:
+        if start_from is None:
+            return None, 0
+        states, first_step = start_from
+        most = len(self.diffusion.steps(num_steps)) - 1
+        if not 0 <= first_step <= most:
+            raise ArgumentError(f"start_from: first_step must lie in [0, {most}], got {first_step}")
+        self.diffusion.batch(states)  # reports bad states before any work
+        if len(states) != num_samples:
+            raise ShapeError(
+                f"start_from: states must have {num_samples} rows, one per sample, got "
+                f"{len(states)}"
+            )
+        if self.guides:
+            raise ArgumentError(
+                f"start_from: {type(self).__name__} needs the gradient in the first state, which "
+                "given states do not have; use a sampler without gradients"
+            )
+        return states, first_step
 
     def _record(self, plan: Plan) -> dict[str, Any]:
         return {
@@ -352,6 +384,7 @@ class Sampler:
         return {
             **kept,
             "prompt": digest(plan.prompt),
+            "start_from": [digest(plan.states), plan.first_step],
             "cond": digest(plan.cond),
             "denoiser": digest(self.diffusion.denoiser),
             "reward": digest(self.reward),

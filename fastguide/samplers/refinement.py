@@ -1,4 +1,4 @@
-"""IterativeRefinement: mask a part of each design again and redesign it, round after round."""
+"""IterativeRefinement: mask or noise each design in part and redesign it, round after round."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from fastguide import ops
 from fastguide.diffusion import MaskedDiffusion
+from fastguide.diffusion.gaussian_chain import GaussianChain
 from fastguide.errors import ArgumentError, DtypeError
 from fastguide.reference.philox import philox
 from fastguide.result import Result
@@ -29,22 +30,25 @@ def round_seed(seed: int, number: int) -> int:
 
 
 class IterativeRefinement:
-    """Improve finished designs: mask a random share of their sites, fill them by a sampler, repeat.
+    """Improve finished designs: mask or noise them in part, redesign by a sampler, repeat.
+
+    On tokens a round masks a random share of the sites and fills them. On Gaussian, flow and Karras
+    chains it noises the whole sample to the level from which that share of the steps remains.
 
     Args:
-        sampler: of a masked diffusion, with a reward; it redesigns the masked sites, for instance
-            `SVDD` or `NestedSMC`.
-        fraction: share of the sites masked in a round, at least one site.
+        sampler: with a reward; it redesigns what a round took back, for instance `SVDD` or
+            `NestedSMC`. Not one with gradients on Gaussian chains.
+        fraction: share of the sites, or of the steps, that a round takes back; at least one.
         num_rounds: rounds after the first designs.
         accept: "always" takes every redesign; "better" only those whose reward is not lower.
 
     Raises:
         ArgumentError: a share outside (0, 1], num_rounds < 1, or an unknown accept.
-        DtypeError: a sampler without a reward, or not of a masked diffusion.
+        DtypeError: a sampler without a reward.
 
-    A search: it targets no law, and its naturalness is what the sampler keeps of it. The draw of
-    masks and of every round is keyed by (seed, round, chain). Source: Uehara et al. 2025 (RERD,
-    arXiv 2502.14944), with one design per chain.
+    A search: it targets no law, and its naturalness is what the sampler keeps of it; the form that
+    keeps the target is `ParticleGibbs`. Masks and rounds are keyed by (seed, round, chain). Source:
+    Uehara et al. 2025 (RERD, arXiv 2502.14944), with one design per chain.
     """
 
     def __init__(
@@ -54,9 +58,10 @@ class IterativeRefinement:
         num_rounds: int = 20,
         accept: str = "better",
     ) -> None:
-        if not isinstance(getattr(sampler, "diffusion", None), MaskedDiffusion):
+        if not isinstance(sampler, Sampler):
             raise DtypeError(
-                "sampler must be one of a MaskedDiffusion, such as fg.SVDD(diffusion, reward)"
+                "sampler must be one such as fg.SVDD(diffusion, reward), got "
+                f"{type(sampler).__name__}"
             )
         if sampler.reward is None:
             raise DtypeError("sampler must have a reward; Unguided(diffusion, reward) would do")
@@ -87,42 +92,54 @@ class IterativeRefinement:
 
         Args:
             num_steps: T transitions of the first designs and of each round.
-            initial: [num_samples, L] designs to start from; None: a run of the sampler.
+            initial: [num_samples, ...] designs to start from; None: a run of the sampler.
             prompt: [L] or [num_samples, L]; sites that are not the mask are never touched.
             The others: as `Sampler.sample`.
 
         In each result `samples` and `rewards` are those held after the round, trace and cost those
-        of the round alone.
+        of the round alone. Given Gaussian designs are not scored: the first round is accepted.
         """
         check_seed(seed)
         diffusion = self.sampler.diffusion
-        assert isinstance(diffusion, MaskedDiffusion)
         how = {**how, "num_steps": num_steps, "first_chain": first_chain, "progress": progress}
         chains = torch.arange(num_samples) + first_chain
-        free = torch.ones((num_samples, diffusion.length), dtype=torch.bool)
-        if prompt is not None:
-            free &= diffusion.start(chains, prompt, seed).x.cpu() == diffusion.mask_token
+        results = []
         if initial is None:
-            initial = self.sampler.sample(num_samples, seed=seed, prompt=prompt, **how).samples
+            results.append(self.sampler.sample(num_samples, seed=seed, prompt=prompt, **how))
+            x = results[0].samples
+        elif isinstance(diffusion, MaskedDiffusion):
+            x = diffusion.check_tokens(initial, "initial", clean=True)
+            # a run without a mask scores what it is given
+            results.append(self.sampler.sample(num_samples, seed=seed, prompt=x, **how))
         else:
-            initial = diffusion.check_tokens(initial, "initial", clean=True)
-        # a run without a mask scores what it is given
-        held = self.sampler.sample(num_samples, seed=seed, prompt=initial, **how)
-        results = [held]
+            x = diffusion.batch(initial).x
+        free = torch.ones(x.shape, dtype=torch.bool)
+        if prompt is not None and isinstance(diffusion, MaskedDiffusion):
+            free &= diffusion.start(chains, prompt, seed).x.cpu() == diffusion.mask_token
         for number in range(1, self.num_rounds + 1):
             key = round_seed(seed, number)
-            masked = self._masks(key, chains, free).to(held.samples.device)
-            redesigned = self.sampler.sample(
-                num_samples,
-                seed=key,
-                prompt=held.samples.masked_fill(masked, diffusion.mask_token),
-                **how,
-            )
+            back = self._take_back(x, key, chains, free, num_steps)
+            redesigned = self.sampler.sample(num_samples, seed=key, **back, **how)
             if redesigned.stopped:
                 break
-            held = self._choose(held, redesigned)
-            results.append(held)
+            results.append(self._choose(results[-1] if results else None, redesigned))
+            x = results[-1].samples
         return results
+
+    def _take_back(
+        self, x: Tensor, seed: int, chains: Tensor, free: Tensor, num_steps: int
+    ) -> dict[str, Any]:
+        """What a run of the sampler starts from in a round."""
+        diffusion = self.sampler.diffusion
+        if isinstance(diffusion, MaskedDiffusion):
+            masked = self._masks(seed, chains, free).to(x.device)
+            return {"prompt": x.masked_fill(masked, diffusion.mask_token)}
+        assert isinstance(diffusion, GaussianChain)
+        first = num_steps - max(1, round(self.fraction * num_steps))
+        level = diffusion.levels(num_steps)[first]
+        # its own key: the run draws from the seed of the round
+        states = diffusion.renoise(x, level, round_seed(seed, 0), chains)
+        return {"start_from": (states, first)}
 
     def _masks(self, seed: int, chains: Tensor, free: Tensor) -> Tensor:
         """[N, L] bool: `fraction` of the free sites of each chain, at least one."""
@@ -132,13 +149,14 @@ class IterativeRefinement:
         count = (free.sum(dim=1) * self.fraction).round().clamp_min(1)
         return (rank < count[:, None]) & free
 
-    def _choose(self, held: Result, redesigned: Result) -> Result:
-        if self.accept == "always":
+    def _choose(self, held: Result | None, redesigned: Result) -> Result:
+        if self.accept == "always" or held is None:
             return redesigned
         assert held.rewards is not None
         assert redesigned.rewards is not None
         better = redesigned.rewards >= held.rewards
-        redesigned.samples = redesigned.samples.where(better[:, None], held.samples)
+        column = better.view(-1, *[1] * (redesigned.samples.dim() - 1))
+        redesigned.samples = redesigned.samples.where(column, held.samples)
         redesigned.rewards = redesigned.rewards.where(better, held.rewards)
         if redesigned.components is not None and held.components is not None:
             redesigned.components = {

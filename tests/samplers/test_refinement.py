@@ -6,13 +6,15 @@ from itertools import pairwise
 from typing import Any
 
 import exact
+import exact_gaussian as eg
 import numpy as np
 import pytest
 import torch
 from quarter_model import STEPS, Denoiser, L, V, reward
+from scipy.stats import kstest
 
 import fastguide as fg
-from fastguide.errors import ArgumentError, DtypeError
+from fastguide.errors import ArgumentError, DtypeError, ShapeError
 from fastguide.samplers.refinement import round_seed
 
 
@@ -85,5 +87,52 @@ def test_bad_arguments() -> None:
         made(accept="exact")
     with pytest.raises(DtypeError, match="sampler must have a reward"):
         fg.IterativeRefinement(fg.Unguided(exact.diffusion()))
-    with pytest.raises(DtypeError, match="sampler must be one of a MaskedDiffusion"):
+    with pytest.raises(DtypeError, match="sampler must be one such as"):
         fg.IterativeRefinement(exact.diffusion())
+
+
+def test_noising_and_denoising_leaves_the_data_law_as_it_is() -> None:
+    """The exact kernel undoes the forward noise in law, from any level."""
+    draws, d = 20_000, eg.diffusion(kind=eg.ExactKernel)
+    sampler = fg.Unguided(d, eg.linear_reward)
+    refinement = fg.IterativeRefinement(sampler, fraction=0.4, num_rounds=2, accept="always")
+    data = eg.DATA_MEAN + eg.DATA_SD * torch.randn(draws, 1)
+    results = refinement.sample(draws, num_steps=eg.STEPS, initial=data, progress=False)
+    assert len(results) == 2
+    pair = torch.stack([results[0].samples[:, 0], data[:, 0]]).double()
+    assert float(torch.corrcoef(pair)[0, 1]) > 0.05  # a part of the sample is kept
+    for result in results:
+        x = result.samples[:, 0].double()
+        assert kstest(x.numpy(), "norm", args=(eg.DATA_MEAN, eg.DATA_SD)).pvalue > 1e-6
+
+
+def test_gaussian_designs_improve() -> None:
+    sampler = fg.SVDD(eg.diffusion(), eg.quadratic_reward, num_candidates=4, alpha=0.1)
+    refinement = fg.IterativeRefinement(sampler, fraction=0.3, num_rounds=4)
+    rewards = [
+        result.rewards for result in refinement.sample(50, num_steps=eg.STEPS, progress=False)
+    ]
+    for before, after in pairwise(rewards):
+        assert bool((after >= before).all())
+    assert float(rewards[-1].mean()) > float(rewards[0].mean())
+
+
+def test_a_run_can_start_from_given_states() -> None:
+    made = fg.SVDD(fg.MaskedDiffusion(Denoiser(), L, V), reward, num_candidates=3, alpha=0.05)
+    run = made.start(6, num_steps=STEPS)
+    for state in run:
+        if state.step == 4:
+            break
+    given = state.x.clone()
+    for _ in run:
+        pass
+    again = made.sample(6, num_steps=STEPS, start_from=(given, 4), progress=False)
+    assert torch.equal(again.samples, run.result().samples)
+    assert len(again.trace.time) == STEPS + 1 - 4
+    with pytest.raises(ArgumentError, match=r"first_step must lie in \[0, 10\], got 11"):
+        made.sample(6, num_steps=STEPS, start_from=(given, 11))
+    with pytest.raises(ShapeError, match="states must have 5 rows, one per sample, got 6"):
+        made.sample(5, num_steps=STEPS, start_from=(given, 4))
+    sampler = fg.DPS(eg.diffusion(), eg.linear_reward)
+    with pytest.raises(ArgumentError, match="DPS needs the gradient in the first state"):
+        sampler.sample(2, num_steps=50, start_from=(torch.zeros(2, 1), 3))
