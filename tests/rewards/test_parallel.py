@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 import sys
 import time
 
@@ -65,8 +66,13 @@ def test_worker_that_dies():
 
 def test_interrupt_ends_the_workers():
     reward = rewards.parallel(per_sample.stops_the_parent, workers=1)
-    with pytest.raises(KeyboardInterrupt):
-        reward(torch.zeros(2, 1))
+    # whoever runs the tests in the background may have had interrupts ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reward(torch.zeros(2, 1))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_no_workers()
 
 
