@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from fastguide.testing import poisoned
+
+if not torch.cuda.is_available():
+    # Before anything imports triton, as diffusers does: its own library is interpreted or not then.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -51,7 +51,8 @@ def test_all_well(capsys):
     assert f"C++ kernels instruction set {level}" in line
 
 
-def test_backend_of_every_op_and_why(capsys):
+def test_backend_of_every_op_and_why(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     _, shown, line = diagnose(capsys)
     rows = dict(text.split(maxsplit=1) for text in shown.splitlines() if len(text.split()) == 3)
     tables = [fg.ops.backends(device) for device in ("cpu", "cuda")]

@@ -1,13 +1,12 @@
 """Without a GPU the Triton kernels run in Triton's interpreter, on CPU tensors.
 
-The interpreter must be asked for before the kernels are imported, which their first use does. Where
-there is a GPU they are compiled, and the tests of the interpreter skip.
+The conftest of all tests asks for the interpreter, before anything imports triton. Where there is a
+GPU kernels are compiled, and the tests of the interpreter skip.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +17,6 @@ import torch
 from fastguide.testing import poisoned
 
 INTERPRETED = not torch.cuda.is_available()
-if INTERPRETED:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
 
