@@ -20,7 +20,7 @@ MEANS = np.array([-1.2, 0.9])
 SDS = np.array([0.3, 0.45])
 ABAR = np.array([1.0, 0.9, 0.6, 0.3, 0.05])
 STEPS = len(ABAR) - 1
-# The settings of the spec: (slope or curvature and centre, alpha) of each reward.
+# Slope, or curvature and centre, and alpha of each reward.
 SLOPE, LINEAR_ALPHA = 0.8, 0.6
 CURVATURE, CENTRE, QUADRATIC_ALPHA = 2.0, 0.2, 0.5
 ALPHAS = {"linear": LINEAR_ALPHA, "quadratic": QUADRATIC_ALPHA}
