@@ -265,7 +265,9 @@ class MaskedDiffusion(RelaxedTokens):
             logits = outputs.buffer.index_select(0, outputs.slots)
         else:
             hidden = outputs.buffer.index_select(0, outputs.slots)
-            logits = self._head_logits(hidden.flatten(0, 1)).unflatten(0, batch.x.shape)
+            owner = torch.arange(len(hidden), device=hidden.device)
+            sites = hidden.flatten(0, 1), owner.repeat_interleave(self.length)
+            logits = outputs.call_head(self._head_logits, *sites).unflatten(0, batch.x.shape)
         tokens, keys, changed, log_ratio = propose_tilted(
             logits,
             batch.x,

@@ -45,6 +45,7 @@ class RelaxedTokens:
     """The part of `MaskedDiffusion` that gradient methods use."""
 
     denoiser: Any
+    head: Any
     mask_token: int
     vocab_size: int
     temperature: float
@@ -70,7 +71,17 @@ class RelaxedTokens:
         return logits, predicted(x, logits, self.temperature)
 
     def relaxed_reward(self, reward: Any) -> Callable[[Tensor], Tensor]:
-        """reward.soft, from probabilities [B, L, V]."""
+        """reward.soft, from probabilities [B, L, V].
+
+        Raises:
+            GradientError: there is none, or the diffusion has a head of its own.
+        """
+        if self.head is not None:
+            raise GradientError(
+                "a gradient through the denoiser needs denoiser.soft to return logits, which a "
+                "diffusion with head= has none of; leave head away, or use a method without "
+                "gradients such as SVDD or SMC"
+            )
         return soft_method(reward, "reward", "soft(probs [B, L, V]) -> [B]")
 
     def relaxed_value(self, value: Any) -> Callable[[Tensor, Tensor], Tensor]:

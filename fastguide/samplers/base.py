@@ -88,6 +88,7 @@ class Sampler:
     couples = False
     select_initial = False
     guides = False
+    num_steps: int | None = None  # of samplers that are made for runs of one length
 
     def width(self, step: Step) -> int:
         """Candidates per row at this step."""
@@ -324,6 +325,13 @@ class Sampler:
         if prompt is not None:
             self.diffusion.start(chains, prompt, seed)  # reports a bad prompt before any work
         device = self.diffusion.device
+        if self.num_steps not in (None, num_steps):
+            raise ArgumentError(
+                f"{type(self).__name__} was made for num_steps={self.num_steps}, got {num_steps}; "
+                "make it again for the steps of this run"
+            )
+        if start_from is not None and prompt is not None:
+            raise ArgumentError("start_from already holds the tokens: leave prompt away")
         states, first_step = self._check_start(start_from, num_samples, num_steps)
         return Plan(
             states=states,

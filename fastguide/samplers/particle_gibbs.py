@@ -27,13 +27,13 @@ class _Sweep(SMC):
 
     reference: Tensor | None = None
     first_chain = 0
-    num_steps = 0
+    num_moves = 0
     chosen: list[Tensor]
 
     def memory(self, num_chains: int) -> dict[str, Tensor]:
         """Weights and twists; path [N, P, T + 1, ...] of each particle."""
         kept = super().memory(num_chains)
-        shape = (num_chains, self.num_particles, self.num_steps)
+        shape = (num_chains, self.num_particles, self.num_moves)
         empty = self.diffusion.start(torch.zeros(1, dtype=torch.int64), None, 0).x
         path = empty.new_zeros((*shape, *empty.shape[1:]))
         return {**kept, "path": path}
@@ -159,7 +159,7 @@ class ParticleGibbs:
         """
         sweep = self._sweep
         sweep.first_chain = first_chain
-        sweep.num_steps = len(sweep.diffusion.steps(num_steps))
+        sweep.num_moves = len(sweep.diffusion.steps(num_steps))
         results = []
         for number in range(self.num_sweeps + 1):
             if number == 0 and reference is not None:

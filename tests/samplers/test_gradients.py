@@ -277,6 +277,41 @@ def test_what_cannot_be_differentiated_is_refused_before_any_work() -> None:
         sample(fg.DPS(eg.diffusion(), lambda x: x.detach()[:, 0]), 2)
 
 
+def test_a_lazy_head_has_no_logits_to_differentiate() -> None:
+    lazy = fg.MaskedDiffusion(SoftDenoiser(), exact.LENGTH, 2, head=lambda hidden: hidden)
+    for kind in (fg.DPS, fg.TDS, fg.DAS):
+        how = {"num_steps": exact.STEPS} if kind is fg.DAS else {}
+        with pytest.raises(GradientError, match="a diffusion with head= has none of"):
+            kind(lazy, SoftReward(), **how)
+
+
+def test_a_shifted_proposal_counts_its_head() -> None:
+    class Value:
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return exact.reward(x.clamp_max(1))
+
+        def soft(self, onehot: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return onehot[:, :, 1].double().sum(1)
+
+    sites = []
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        sites.append(len(hidden))
+        return hidden
+
+    dense = run(fg.ClassifierGuidance(masked(), Value(), exact.reward), 40)
+    lazy = fg.MaskedDiffusion(SoftDenoiser(), exact.LENGTH, 2, head=head)
+    result = run(fg.ClassifierGuidance(lazy, Value(), exact.reward), 40)
+    assert torch.equal(result.samples, dense.samples)
+    assert result.cost.head_rows == sum(sites)
+
+
+def test_runs_of_another_length_are_refused() -> None:
+    sampler = fg.DAS(masked(), SoftReward(), num_steps=exact.STEPS)
+    with pytest.raises(ArgumentError, match="DAS was made for num_steps=4, got 5; make it again"):
+        run(sampler, 2, num_steps=5)
+
+
 def test_bad_arguments() -> None:
     d = eg.diffusion()
     for kind in (fg.DPS, fg.TDS):

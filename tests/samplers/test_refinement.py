@@ -133,6 +133,8 @@ def test_a_run_can_start_from_given_states() -> None:
         made.sample(6, num_steps=STEPS, start_from=(given, 11))
     with pytest.raises(ShapeError, match="states must have 5 rows, one per sample, got 6"):
         made.sample(5, num_steps=STEPS, start_from=(given, 4))
+    with pytest.raises(ArgumentError, match="start_from already holds the tokens"):
+        made.sample(6, num_steps=STEPS, start_from=(given, 4), prompt=given[0])
     sampler = fg.DPS(eg.diffusion(), eg.linear_reward)
     with pytest.raises(ArgumentError, match="DPS needs the gradient in the first state"):
         sampler.sample(2, num_steps=50, start_from=(torch.zeros(2, 1), 3))
