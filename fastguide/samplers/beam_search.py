@@ -118,6 +118,8 @@ class ScheduledSearch(BeamSearch):
     says at which steps to search at all.
     """
 
+    num_steps: int
+
     def __init__(
         self,
         diffusion: Diffusion,

@@ -118,6 +118,8 @@ class DAS(TDS):
     Source: Kim, Kim, Park 2025 (arXiv 2501.05803).
     """
 
+    num_steps: int
+
     def __init__(
         self,
         diffusion: Diffusion,
