@@ -27,6 +27,7 @@ from fastguide.diffusion import (
 )
 from fastguide.errors import FastguideError
 from fastguide.evaluation import Cost
+from fastguide.integrations.diffusers import guide
 from fastguide.ops import use_backend
 from fastguide.result import Result
 from fastguide.samplers import (
@@ -79,6 +80,7 @@ __all__ = [
     "diffusion",
     "engine",
     "evaluation",
+    "guide",
     "ops",
     "report",
     "result",

@@ -5,5 +5,18 @@ Nothing here imports diffusers until a pipeline is at hand.
 
 from fastguide.integrations.diffusers.guide import Guide, guide
 from fastguide.integrations.diffusers.records import Candidates, GuidedResult
+from fastguide.integrations.diffusers.replay import Replay, differentiable, replay
+from fastguide.integrations.diffusers.stochastic import stochastic_scheduler
+from fastguide.integrations.diffusers.trajectory import Trajectory
 
-__all__ = ["Candidates", "Guide", "GuidedResult", "guide"]
+__all__ = [
+    "Candidates",
+    "Guide",
+    "GuidedResult",
+    "Replay",
+    "Trajectory",
+    "differentiable",
+    "guide",
+    "replay",
+    "stochastic_scheduler",
+]

@@ -20,11 +20,18 @@ from fastguide.integrations.diffusers.guided import GuidedCall
 from fastguide.integrations.diffusers.methods import METHODS, PipelineChain, make_policy
 from fastguide.integrations.diffusers.noise import drawn_from
 from fastguide.integrations.diffusers.records import GuidedResult, Settings
-from fastguide.integrations.diffusers.session import attached, check_caches, check_pipeline
+from fastguide.integrations.diffusers.session import (
+    attached,
+    check_caches,
+    check_pipeline,
+    frozen,
+)
 from fastguide.rng import check_seed
 from fastguide.samplers.base import Sampler
 
 Tensor = torch.Tensor
+
+UNFINISHED = "the pipeline ended before its last scheduler step; these images were not chosen"
 
 
 class Guide:
@@ -66,7 +73,11 @@ class Guide:
         connected = call.scores.differentiates
         self._call = call
         try:
-            with drawn_from(call), torch.set_grad_enabled(connected), _frozen(pipe, connected):
+            with (
+                drawn_from(call),
+                torch.set_grad_enabled(connected),
+                frozen(pipe, () if connected else None),
+            ):
                 output = run(**wide)
         finally:
             self._call = None
@@ -77,13 +88,12 @@ class Guide:
             candidates=call.candidates,
             trace=call.trace(),
             cost=call.cost,
-            stopped=None
-            if call.candidates is not None
-            else "the pipeline ended before its last scheduler step; these images were not chosen",
+            stopped=None if call.candidates is not None else UNFINISHED,
+            trajectory=call.trajectory(),
         )
         chosen = winners(output, call.rows, call.at.place[::width])
         if not isinstance(chosen, tuple):
-            for name in ("candidates", "trace", "rewards", "cost"):
+            for name in ("candidates", "trace", "rewards", "cost", "trajectory"):
                 setattr(chosen, name, getattr(self.result, name))
         return chosen
 
@@ -118,6 +128,7 @@ def guide(
     max_rows: int | None = None,
     decode: str | Callable[[Tensor], Tensor] = "vae",
     on_invalid: str = "raise",
+    record: bool = False,
     **settings: Any,
 ) -> Iterator[Guide]:
     """Guide a diffusers pipeline toward a reward while the context lasts.
@@ -147,6 +158,7 @@ def guide(
         decode: "vae": images [B, C, H, W] (videos [B, C, F, H, W]) float32 in [0, 1] by the
             pipeline's autoencoder; or a callable from its latents, such as a small decoder.
         on_invalid: "raise" or "reject", for rewards that are NaN or infinite.
+        record: keep the winners' paths in `.trajectory`, with log-probabilities; see `replay`.
         settings: the method's own: resampler, ess_threshold, potential, guidance_scale, ...
 
     Raises:
@@ -180,26 +192,9 @@ def guide(
         given["interval"], interval = interval, 1  # its weights need to know
     make = functools.partial(make_policy, method, reward=reward, settings={**given, **settings})
     make(PipelineChain(torch.device("cpu")))  # reports bad settings before any work
-    chosen = Settings(eta, (float(start), float(stop)), interval, seed, first_chain, max_rows)
+    chosen = Settings(
+        eta, (float(start), float(stop)), interval, seed, first_chain, max_rows, record
+    )
     guided = Guide(pipe, make, chosen, decode)
     with attached(pipe, guided):
         yield guided
-
-
-@contextmanager
-def _frozen(pipe: Any, needed: bool) -> Iterator[None]:
-    """While gradients of latents are taken, parameters keep none."""
-    parameters = [
-        parameter
-        for module in vars(pipe).values()
-        if needed and isinstance(module, torch.nn.Module)
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    ]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -31,6 +31,7 @@ from fastguide.integrations.diffusers.rows import call_distinct, check_condition
 from fastguide.integrations.diffusers.scores import PipelineCost, Scores
 from fastguide.integrations.diffusers.session import DENOISERS
 from fastguide.integrations.diffusers.streams import Stream
+from fastguide.integrations.diffusers.trajectory import Recorder, Trajectory
 from fastguide.integrations.diffusers.transition import ConstantNoise, forget_history, rebuilt
 from fastguide.policy import Selection
 from fastguide.result import Trace
@@ -67,6 +68,7 @@ class GuidedCall:
         self.memory = policy.memory(images)
         self.candidates: Candidates | None = None
         self.rewards: Tensor | None = None
+        self._recorder = Recorder() if settings.record else None
         self._streams: dict[int, Stream] = {}
         self._log_ratio: Tensor | None = None
         self._probe = ConstantNoise()
@@ -154,6 +156,9 @@ class GuidedCall:
                 stream.steps, guides, first_order, scheduler, at, given, x, output, time_now
             )
         x, output = take(x.detach(), self.index), take(output.detach().float(), self.index)
+        recorder = self._recorder if stream.number == 0 else None
+        if recorder is not None:
+            recorder.arrived(x, None if stream.parent is None else stream.parent[self.index])
         stream.follow(scheduler, self.index)
         changed = {
             name: take(value, self.index)
@@ -168,9 +173,14 @@ class GuidedCall:
         move = find_move(scheduler, run, changed, at, eta, self._probe, stream.steps == 0)
         if stream.number == 0 and stream.steps == 0:
             self._check_noise(scheduler, move.varies, at.last)
+        if recorder is not None:
+            recorder.left(move)
         states = self._move(stream, move, gradient, guides)
         if stream.number == 0 and at.last:
-            states = self._finish(stream.steps, states, time_now)
+            winner = self._finish(stream.steps, states, time_now)
+            if recorder is not None and stream.parent is not None:
+                recorder.arrived(states[winner], stream.parent[winner])
+            states = states[winner].repeat_interleave(self.rows // len(winner), dim=0)
         result = self._hand_back(stream, states, move.result, given.dtype, doubled, at.last)
         stream.steps += 1
         return result
@@ -314,7 +324,7 @@ class GuidedCall:
     # -- the end -------------------------------------------------------------------------------
 
     def _finish(self, step: int, states: Tensor, time_now: float) -> Tensor:
-        """Reward the clean latents, choose each image's winner, and give it to all its rows."""
+        """Reward the clean latents and choose: the row [N] of each image's winner."""
         policy = self.policy
         count = self.width if self.spread else 1
         looked = self.at.looked_at(self.spread)
@@ -355,7 +365,7 @@ class GuidedCall:
         self._winner = final.index
         self._ledger.note(values[:, 0], **record)
         self.source, self.spread = self.at.image_first, False
-        return states[winner].repeat_interleave(self.rows // self.at.images, dim=0)
+        return winner
 
     def _hand_back(
         self,
@@ -390,6 +400,13 @@ class GuidedCall:
             self.memory,
             log_ratio,
         )
+
+    def trajectory(self) -> Trajectory | None:
+        """The winners' paths, if they were recorded to the end."""
+        if self._recorder is None or self.candidates is None:
+            return None
+        settings = self.settings
+        return self._recorder.trajectory(settings.seed, settings.first_chain, settings.eta)
 
     def trace(self) -> Trace:
         """What happened at each transition, for the winners."""

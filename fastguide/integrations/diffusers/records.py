@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastguide.integrations.diffusers.scores import PipelineCost
+from fastguide.integrations.diffusers.trajectory import Trajectory
 from fastguide.result import Trace
 
 Tensor = torch.Tensor
@@ -22,6 +23,7 @@ class Settings:
     seed: int
     first_chain: int
     max_rows: int | None
+    record: bool
 
     def guides(self, step: int, total: int) -> bool:
         """Whether transition `step` of `total` lies in the window."""
@@ -52,6 +54,7 @@ class GuidedResult:
         candidates: of the last step, or None if the call did not get there.
         trace: per transition.   cost: rows and seconds.
         stopped: None, or why the call ended before its last step.
+        trajectory: of the winners, if record=True.
     """
 
     chains: Tensor
@@ -60,3 +63,4 @@ class GuidedResult:
     trace: Trace
     cost: PipelineCost
     stopped: str | None
+    trajectory: Trajectory | None

@@ -160,3 +160,26 @@ def _bound(
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound |= bound.pop(name, {})
     return bound
+
+
+@contextmanager
+def frozen(pipe: Any, but: tuple[str, ...] | None) -> Iterator[None]:
+    """While it lasts, parameters keep no gradient, but those of the networks named; None: all do.
+
+    A text encoder's graph would otherwise be shared by all steps, and be gone after the first
+    backward pass.
+    """
+    parameters = [
+        parameter
+        for name, module in vars(pipe).items()
+        if but is not None and name not in but and isinstance(module, torch.nn.Module)
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

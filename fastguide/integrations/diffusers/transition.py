@@ -148,17 +148,21 @@ def gather_history(scheduler: Any, rows: int, index: Tensor) -> None:
 
     Tables (timesteps, sigmas) have one dimension, states have more.
     """
+    _change_history(scheduler, lambda value: take(value, index) if len(value) == rows else value)
 
-    def pick(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == rows:
-            return take(value, index)
-        return value
+
+def detach_history(scheduler: Any) -> None:
+    """Cut the graph of everything that the scheduler remembers."""
+    _change_history(scheduler, lambda value: value.detach())
+
+
+def _change_history(scheduler: Any, change: Callable[[Tensor], Tensor]) -> None:
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, torch.Tensor) and value.dim() > 1 else value
 
     for name, value in vars(scheduler).items():
-        if type(value) is list:
-            vars(scheduler)[name] = [pick(each) for each in value]
-        else:
-            vars(scheduler)[name] = pick(value)
+        kept = [changed(each) for each in value] if type(value) is list else changed(value)
+        vars(scheduler)[name] = kept
 
 
 def forget_history(scheduler: Any, fresh: dict[str, Any]) -> None:
