@@ -3,6 +3,7 @@
 Nothing here imports diffusers until a pipeline is at hand.
 """
 
+from fastguide.integrations.diffusers.as_pipeline import as_pipeline
 from fastguide.integrations.diffusers.guide import Guide, guide
 from fastguide.integrations.diffusers.records import Candidates, GuidedResult
 from fastguide.integrations.diffusers.replay import Replay, differentiable, replay
@@ -15,6 +16,7 @@ __all__ = [
     "GuidedResult",
     "Replay",
     "Trajectory",
+    "as_pipeline",
     "differentiable",
     "guide",
     "replay",

@@ -72,9 +72,9 @@ def unscale(vae: Any, latents: Tensor) -> Tensor:
             latents = latents.transpose(1, 2)  # frames came before channels
     scale = getattr(config, "scaling_factor", None) or 1.0
     shift = getattr(config, "shift_factor", None) or 0.0
+    held = dict(vae.named_buffers(recurse=False))
     mean, deviation = (
-        getattr(config, name, None) if getattr(vae, name, None) is None else getattr(vae, name)
-        for name in ("latents_mean", "latents_std")
+        held.get(name, getattr(config, name, None)) for name in ("latents_mean", "latents_std")
     )
     if mean is not None and deviation is not None:
         column = (1, -1, *[1] * (latents.dim() - 2))

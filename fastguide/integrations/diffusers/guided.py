@@ -98,6 +98,8 @@ class GuidedCall:
             self.settings.seed, self.at.chain, self._prior_draws, shape, first, device, dtype
         )
         self._prior_draws += 1
+        if self._recorder is not None:
+            self._recorder.drawn(states)
         return states.requires_grad_() if self.scores.differentiates else states
 
     def model(
@@ -158,7 +160,8 @@ class GuidedCall:
         x, output = take(x.detach(), self.index), take(output.detach().float(), self.index)
         recorder = self._recorder if stream.number == 0 else None
         if recorder is not None:
-            recorder.arrived(x, None if stream.parent is None else stream.parent[self.index])
+            ancestors = None if stream.parent is None else stream.parent[self.index]
+            recorder.arrived(x, self.index, ancestors)
         stream.follow(scheduler, self.index)
         changed = {
             name: take(value, self.index)
@@ -179,7 +182,7 @@ class GuidedCall:
         if stream.number == 0 and at.last:
             winner = self._finish(stream.steps, states, time_now)
             if recorder is not None and stream.parent is not None:
-                recorder.arrived(states[winner], stream.parent[winner])
+                recorder.arrived(states[winner], winner, stream.parent[winner])
             states = states[winner].repeat_interleave(self.rows // len(winner), dim=0)
         result = self._hand_back(stream, states, move.result, given.dtype, doubled, at.last)
         stream.steps += 1
@@ -284,12 +287,14 @@ class GuidedCall:
         states = size * self.width == self.rows
         wide = self.width if states and move.varies and guides else 1
         self.cost.candidate_rows += size * wide
-        first = self.at.first_candidate(self.index) if states else self.at.number[self.index]
+        # the draw is that of the place where a state goes: copies of one ancestor part there
+        goes = self.at.looked_at(not states)
+        first = self.at.first_candidate(goes) if states else self.at.number[goes]
         with self.cost.timed("kernels"):
             moved, log_ratio = propose(
                 move,
                 seed=self.settings.seed,
-                chains=self.at.chain[self.index],
+                chains=self.at.chain[goes],
                 step=stream.counter,
                 num_candidates=wide,
                 first_candidate=first,

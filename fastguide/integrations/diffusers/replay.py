@@ -86,10 +86,12 @@ class _PlainRun:
         assert self._chains is not None
         if shape[0] != len(self._chains):
             return other_noise(self._seed, generator, draw)
-        first = torch.zeros_like(self._chains)
-        prior = keyed_prior(self._seed, self._chains, self._draws, shape, first, device, dtype)
+        kept, draw = self._drawn(self._draws), self._draws
         self._draws += 1
-        return prior
+        if kept is not None and kept.shape == shape:
+            return kept.to(device, dtype)
+        first = torch.zeros_like(self._chains)
+        return keyed_prior(self._seed, self._chains, draw, shape, first, device, dtype)
 
     def model(
         self, name: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,6 +132,10 @@ class _PlainRun:
     def _cuts(self) -> bool:
         """Each step's graph ends with it."""
         return False
+
+    def _drawn(self, draw: int) -> Tensor | None:
+        """The noise [N, ...] that draw number `draw` before the first step must give, if known."""
+        return None
 
     def _begin(self, images: int, arguments: dict[str, Any]) -> None:
         """Before a call of `images` rows."""
@@ -180,12 +186,16 @@ class Replay(_PlainRun):
     def _cuts(self) -> bool:
         return self._on_step is not None
 
+    def _drawn(self, draw: int) -> Tensor | None:
+        prior = self._trajectory.prior
+        return prior[draw] if draw < len(prior) else None
+
     def _states(self, sample: Tensor) -> Tensor:
         known = self._trajectory.states
-        if self._step + 1 >= len(known):
+        if self._steps != len(known) - 1:
             raise ArgumentError(
-                f"the trajectory has {len(known) - 1} steps, and this call goes on; give it the "
-                "num_inference_steps that was recorded"
+                f"the trajectory has {len(known) - 1} steps, and this call {self._steps}; give it "
+                "the num_inference_steps that was recorded"
             )
         here = known[self._step].to(sample.device)
         gap = float((here - sample.detach().float()).abs().max())

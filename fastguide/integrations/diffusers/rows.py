@@ -7,6 +7,7 @@ decoder and the safety checker then see one row each, and the results are handed
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +35,9 @@ def map_rows(value: Any, rows: int, change: Callable[[Any], Any], name: str = ""
         return _remake(
             value, {key: map_rows(each, rows, change, str(key)) for key, each in value.items()}
         )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {key: map_rows(each, rows, change, key) for key, each in vars(value).items()}
+        return dataclasses.replace(value, **fields)
     if isinstance(value, list) and len(value) == rows and not _holds_rows(value, rows):
         return change(value)
     if isinstance(value, list | tuple):
@@ -192,6 +196,9 @@ def _join(parts: list[tuple[int, Any]]) -> Any:
         return np.concatenate([each for _, each in parts])
     if isinstance(first, dict):
         return _remake(first, {key: _join([(n, each[key]) for n, each in parts]) for key in first})
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = {key: _join([(n, vars(each)[key]) for n, each in parts]) for key in vars(first)}
+        return dataclasses.replace(first, **fields)
     if isinstance(first, list) and len(first) == rows:
         return [item for _, each in parts for item in each]
     if isinstance(first, list | tuple):

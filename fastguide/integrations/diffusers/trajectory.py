@@ -19,11 +19,13 @@ class Trajectory:
         states: [T + 1, N, ...] float32, from noise to clean latents.
         log_probs: [T, N] float64 nats of each step under the pipeline's own transition, summed over
             the elements; 0 for a step without noise.
+        prior: what was drawn before the first step, [N, ...] each, in the order of the draws.
         seed, first_chain, eta: of the run, which a replay uses again.
     """
 
     states: Tensor
     log_probs: Tensor
+    prior: tuple[Tensor, ...]
     seed: int
     first_chain: int
     eta: float | None
@@ -35,9 +37,17 @@ class Recorder:
     def __init__(self) -> None:
         self._path: list[tuple[Tensor, Tensor | None, Tensor]] = []
         self._move: Move | None = None
+        self._prior: list[Tensor] = []
+        self._first: Tensor | None = None
 
-    def arrived(self, x: Tensor, ancestors: Tensor | None) -> None:
-        """States x [S, ...] go on; they came from rows `ancestors` [S] of the last move."""
+    def drawn(self, noise: Tensor) -> None:
+        """Noise [R, ...] was drawn before the first step."""
+        self._prior.append(noise.detach())
+
+    def arrived(self, x: Tensor, index: Tensor, ancestors: Tensor | None) -> None:
+        """States x [S, ...], rows `index` [S], go on; they came from states `ancestors` [S]."""
+        if self._first is None:
+            self._first = index
         log_prob = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         if self._move is not None and ancestors is not None:
             log_prob = at_rows(self._move, ancestors).log_prob(x)
@@ -56,9 +66,12 @@ class Recorder:
             log_probs.append(log_prob[rows])
             if ancestors is not None:
                 rows = ancestors[rows]
+        assert self._first is not None
+        first = self._first[rows]
         return Trajectory(
             torch.stack(states[::-1]),
             torch.stack(log_probs[::-1][1:]),
+            tuple(noise[first.to(noise.device)] for noise in self._prior),
             seed,
             first_chain,
             eta,
