@@ -17,7 +17,8 @@ def load(root: Path, name: str) -> SimpleNamespace:
 
 
 def test_every_example_is_tested(root: Path) -> None:
-    assert {path.stem for path in (root / "examples").glob("*.py")} == {"own_model", "own_reward"}
+    names = {path.stem for path in (root / "examples").glob("*.py")}
+    assert names == {"own_model", "own_reward", "guide_pipeline"}
 
 
 def test_own_model(root, capsys):
@@ -37,6 +38,29 @@ def test_own_reward(root, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 3 + 1
 
 
-@pytest.mark.parametrize("name", ["own_model", "own_reward"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", ["sd-euler-a", "flux-euler"])
+def test_guide_pipeline(root, tmp_path, capsys, name):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from pipelines_tiny import CASES
+
+    case = CASES[name]
+    case.build().save_pretrained(tmp_path / "model")
+    call = {key: value for key, value in case.call.items() if key not in ("prompt", "output_type")}
+    rewards = load(root, "guide_pipeline").main(
+        str(tmp_path / "model"),
+        "two cats",
+        num_candidates=8,
+        alpha=0.0,
+        out=str(tmp_path / "out"),
+        **call,
+    )
+    assert rewards[1] > rewards[0]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"best_of_n_1.png", "svdd_8.png"}
+    assert "kB; denoiser" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["own_model", "own_reward", "guide_pipeline"])
 def test_examples_say_how_to_run_them(root, name):
     assert f"python examples/{name}.py" in (root / "examples" / f"{name}.py").read_text()
