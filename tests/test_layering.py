@@ -50,6 +50,8 @@ EXTRA_THIRD_PARTY = {
     "cli": {"tyro"},
     "report": {"matplotlib"},
     "rewards": {"numba"},
+    "rewards.images": {"PIL"},
+    "rewards.vision": {"transformers"},
     "kernels": {"triton"},
     "kernels.cuda": {"cupy"},
     "nn.attention": {"xformers"},
