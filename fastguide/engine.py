@@ -187,6 +187,8 @@ class Run:
             slot=torch.full_like(blank, -1, dtype=torch.int64),
             value=blank,
         )
+        self._first_candidate = self._rows.candidate * policy.num_candidates
+        self._blank: tuple[Tensor, ...] = ()
         if state.rows is None and plan.states is not None:
             state.step = plan.first_step
             self._rows.batch = policy.diffusion.batch(plan.states[spread.to(plan.states.device)])
@@ -233,10 +235,8 @@ class Run:
         savings = self._plan.savings
         before = {name: getattr(self.cost, name) for name in _ROWS}
         evaluator.advance(rows)
-        evaluator.denoise(rows, step.time, step.index)
+        settled = not evaluator.denoise(rows, step.time, step.index) and "skip" in savings
         evaluator.check_proposable(rows, step.index)
-        settled = "skip" in savings and not policy.diffusion.distinct
-        settled = settled and not bool((rows.slot > 0).any())
         count = policy.width(step) if step.varies and not settled else 1
         log_ratio = None
         if settled:  # nothing is masked: every candidate would be the state itself
@@ -246,22 +246,26 @@ class Run:
         batch, changed = policy.revise(batch, changed, rows, step)
         evaluator.cost.candidate_rows += len(batch)
         candidates = self._candidates(rows, batch, changed, step)
-        inherited = candidates.slot.clone()
+        inherited = candidates.slot
+        scores = policy.scores(step, count)
         if step.clean and policy.reward is not None:
             candidates.value = evaluator.reward(
                 policy.reward, candidates.batch.x, candidates, step.index
             )
-        elif policy.scores(step, count):
+        elif scores:
             candidates.value = evaluator.values(policy.value, candidates, step)
-        record = {"ess": torch.nan, "invalid": 0}
-        index = torch.arange(len(rows), device=rows.slot.device) * count
-        idle = "skip" in savings and not policy.couples and not bool(changed.any())
-        if policy.scores(step, count) and not idle:
-            index = self._select(rows, candidates, step, record, log_ratio)
-        with evaluator.cost.timed("kernels"):
-            moved = candidates.take(index)
         if "carry" not in savings:
-            moved.slot = inherited[index]
+            candidates.slot = inherited
+        record: dict[str, Any] = {"ess": None, "valid": None}  # None: nothing was chosen
+        index = None
+        if scores and (policy.couples or "skip" not in savings or bool(changed.any())):
+            index = self._select(rows, candidates, step, record, log_ratio)
+        elif count > 1:
+            index = torch.arange(0, len(batch), count, device=rows.slot.device)
+        moved = candidates
+        if index is not None and (count > 1 or policy.couples):
+            with evaluator.cost.timed("kernels"):
+                moved = candidates.take(index)
         moved.candidate = rows.candidate
         self._rows = moved
         self._record(step, moved, record, before)
@@ -277,48 +281,51 @@ class Run:
                 seed=self._plan.seed,
                 chains=rows.chain,
                 num_candidates=count,
-                first_candidate=rows.candidate * policy.num_candidates,
+                first_candidate=self._first_candidate,
+                weigh=count > 1 or policy.couples,
             )
 
     def _candidates(self, rows: Rows, batch: Batch, changed: Tensor, step: Step) -> Rows:
         """The proposed rows, with what those equal to their parent may take over from it."""
         evaluator, count = self._evaluator, changed.shape[1]
-        place = torch.arange(len(rows) * count, device=rows.slot.device)
-        parent = place // count
         same = changed.flatten() == 0
         inherit = "parent" in self._plan.savings
-        slot = torch.full_like(parent, -1)
+        chain, number, cond_row, slot, value = self._nothing_known(rows, count)
         if inherit and not self._policy.diffusion.time_conditioned:
-            slot = rows.slot[parent].where(same, -1)
-        value = torch.full((len(parent),), torch.nan, dtype=torch.float64, device=parent.device)
+            slot = _repeat(rows.slot, count).where(same, -1)
         # a clean step is scored by the reward itself, which the parent's value need not be
         if inherit and not step.clean and evaluator.reuses(self._policy.value):
-            value = rows.value[parent].where(same, torch.nan)
-        number = rows.candidate[parent] * self._policy.num_candidates
-        number = number + place % count
-        return Rows(batch, rows.chain[parent], number, rows.cond_row[parent], slot, value)
+            value = _repeat(rows.value, count).where(same, torch.nan)
+        return Rows(batch, chain, number, cond_row, slot, value)
+
+    def _nothing_known(self, rows: Rows, count: int) -> tuple[Tensor, ...]:
+        """Chain, number, conditioning row, no slot and no value of `count` candidates of each row.
+
+        The same at every step, since no policy moves a particle to another chain.
+        """
+        if not self._blank or len(self._blank[0]) != len(rows) * count:
+            place = torch.arange(count, device=rows.slot.device).repeat(len(rows))
+            number = _repeat(self._first_candidate, count) + place
+            value = torch.full_like(place, torch.nan, dtype=torch.float64)
+            named = _repeat(rows.chain, count), number, _repeat(rows.cond_row, count)
+            self._blank = (*named, torch.full_like(place, -1), value)
+        return self._blank
 
     def _select(
-        self,
-        rows: Rows,
-        candidates: Rows,
-        step: Step,
-        record: dict[str, Any],
-        log_ratio: Tensor | None,
+        self, rows: Rows, candidates: Rows, step: Step, record: dict[str, Any], ratio: Tensor | None
     ) -> Tensor:
         values = candidates.value.view(len(rows), -1)
-        selection = self._selection(rows, values, step, log_ratio)
+        selection = self._selection(rows, values, step, ratio)
         with self._evaluator.cost.timed("kernels"):
             choice = self._policy.select(selection)
         self._memory = choice.memory
-        record["ess"] = choice.ess.mean()
-        record["invalid"] = (~choice.valid).sum()
+        record["ess"], record["valid"] = choice.ess, choice.valid
         if self._evaluator.resident:
             return choice.index  # nothing is waited for; the last rewards are looked at in the end
-        invalid = (~choice.valid).nonzero()[:, 0]
-        if len(invalid) and step.clean:
+        if step.clean and not bool(choice.valid.all()):
+            bad = int((~choice.valid).nonzero()[0, 0])
             raise NonFiniteError(
-                f"every candidate of chain {int(rows.chain[invalid[0]])} was invalid at the last "
+                f"every candidate of chain {int(rows.chain[bad])} was invalid at the last "
                 f"selection (step {step.index}): the reward returned NaN or infinity for all of "
                 "them; fix it for such inputs, or raise num_candidates"
             )
@@ -334,7 +341,7 @@ class Run:
         self, step: Step, moved: Rows, record: dict[str, Any], before: dict[str, int]
     ) -> None:
         record["time"] = step.next_time
-        record["values"] = moved.value.float()
+        record["values"] = moved.value
         for name in _ROWS:
             record[name] = getattr(self.cost, name) - before[name]
         self._state.partial.append(record)
@@ -390,13 +397,16 @@ class Run:
         def column(name: str, dtype: torch.dtype) -> Tensor:
             return torch.tensor([record[name] for record in records], dtype=dtype)
 
+        chosen = [(record["ess"], record["valid"]) for record in records]
+        ess = [torch.nan if ess is None else ess.mean() for ess, _ in chosen]
+        invalid = [0 if valid is None else (~valid).sum() for _, valid in chosen]
         return Trace(
             time=column("time", torch.float64),
-            values=torch.stack([record["values"][index] for record in records]).cpu()
+            values=torch.stack([record["values"][index] for record in records]).float().cpu()
             if records
             else torch.zeros(0, 0),
-            ess=column("ess", torch.float64),
-            invalid_steps=column("invalid", torch.int64),
+            ess=torch.tensor(ess, dtype=torch.float64),
+            invalid_steps=torch.tensor(invalid, dtype=torch.int64),
             **{name: column(name, torch.int64) for name in _ROWS},
         )
 
@@ -433,3 +443,8 @@ class Run:
         start = self._policy.diffusion.start(torch.arange(0), None, self._plan.seed)
         empty = {"samples": start.x}
         return empty if self._policy.reward is None else {**empty, "rewards": torch.zeros(0)}
+
+
+def _repeat(each: Tensor, count: int) -> Tensor:
+    """[R * count], `count` copies of each entry in a row."""
+    return each if count == 1 else each.repeat_interleave(count)

@@ -87,7 +87,7 @@ class MixtureDiffusion(GaussianChain):
         table = prior()
         return Batch(_draw(table, (seed, chains, 0), Purpose.PRIOR, **size).view(-1, 1), None)
 
-    def propose_shifted(self, batch, outputs, step, *, shift, seed, chains, **size):
+    def propose_shifted(self, batch, outputs, step, *, shift, seed, chains, weigh=True, **size):
         """Draws of the kernel."""
         assert shift is None
         table = kernel_of(batch.x[:, 0].double().numpy(), int(step.time))

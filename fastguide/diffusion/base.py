@@ -142,12 +142,14 @@ class Diffusion(Protocol):
         chains: Tensor,
         num_candidates: int,
         first_candidate: Tensor,
+        weigh: bool = True,
     ) -> tuple[Batch, Tensor, Tensor | None]:
         """K successors from a changed kernel.
 
         Args:
             shift: Gaussian: [R, ...] added to the mean; masked: [R, L, V] added to the
                 log-probability of revealing each token, before normalisation; None: `propose`.
+            weigh: False if nothing looks at the log-ratio, so that it may be left away.
 
         Returns:
             the R*K rows; changed [R, K]; log of the plain kernel over the changed one [R, K]

@@ -198,6 +198,7 @@ class GaussianChain:
         chains: Tensor,
         num_candidates: int,
         first_candidate: Tensor,
+        weigh: bool = True,
     ) -> tuple[Batch, Tensor, Tensor | None]:
         """K successors of each row from the kernel with `shift` [R, *shape] added to its mean.
 

@@ -16,7 +16,7 @@ from fastguide import ops
 from fastguide.diffusion import lazy_head, likelihood
 from fastguide.diffusion.base import Batch, Outputs, Step
 from fastguide.diffusion.conditioning import call_denoiser, check_guidance, device_of
-from fastguide.diffusion.masked_shift import propose_tilted
+from fastguide.diffusion.masked_shift import empty_proposal, propose_tilted
 from fastguide.diffusion.relaxed import RelaxedTokens
 from fastguide.diffusion.schedules import (
     Schedule,
@@ -216,6 +216,7 @@ class MaskedDiffusion(RelaxedTokens):
                 chains=chains,
                 first_candidate=first_candidate,
                 temperature=self.temperature,
+                out=empty_proposal(batch.x, batch.keys, num_candidates),
                 **draw,
             )
             return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed
@@ -250,6 +251,7 @@ class MaskedDiffusion(RelaxedTokens):
         chains: Tensor,
         num_candidates: int,
         first_candidate: Tensor,
+        weigh: bool = True,
     ) -> tuple[Batch, Tensor, Tensor | None]:
         """K successors of each row with tilted reveals; see `Diffusion.propose_shifted`."""
         draw: dict[str, Any] = {
@@ -261,12 +263,10 @@ class MaskedDiffusion(RelaxedTokens):
         if shift is None:
             return *self.propose(batch, outputs, step, **draw), None
         assert batch.keys is not None
-        if self.head is None:
-            logits = outputs.buffer.index_select(0, outputs.slots)
-        else:
-            hidden = outputs.buffer.index_select(0, outputs.slots)
-            owner = torch.arange(len(hidden), device=hidden.device)
-            sites = hidden.flatten(0, 1), owner.repeat_interleave(self.length)
+        logits = outputs.buffer.index_select(0, outputs.slots)
+        if self.head is not None:
+            owner = torch.arange(len(logits), device=logits.device)
+            sites = logits.flatten(0, 1), owner.repeat_interleave(self.length)
             logits = outputs.call_head(self._head_logits, *sites).unflatten(0, batch.x.shape)
         tokens, keys, changed, log_ratio = propose_tilted(
             logits,
@@ -277,6 +277,7 @@ class MaskedDiffusion(RelaxedTokens):
             rho=step.params[0],
             temperature=self.temperature,
             step=step.index,
+            weigh=weigh,
             **draw,
         )
         return Batch(tokens.flatten(0, 1), keys.flatten(0, 1)), changed, log_ratio
@@ -440,10 +441,8 @@ class MaskedDiffusion(RelaxedTokens):
             raise DtypeError(
                 f"denoiser must return a tensor of logits {due}, got {type(logits).__name__}"
             )
-        widths = (self.vocab_size, self.vocab_size + 1)
-        if logits.dim() != 3 or logits.shape[:2] != (rows, self.length):
-            raise ShapeError(f"denoiser must return logits {due}, got {list(logits.shape)}")
-        if logits.shape[2] not in widths:
+        fits = logits.dim() == 3 and logits.shape[:2] == (rows, self.length)
+        if not fits or logits.shape[2] not in (self.vocab_size, self.vocab_size + 1):
             raise ShapeError(f"denoiser must return logits {due}, got {list(logits.shape)}")
         if not logits.is_floating_point():
             raise DtypeError(f"denoiser must return floating-point logits, got {logits.dtype}")

@@ -17,6 +17,20 @@ from fastguide import ops
 Tensor = torch.Tensor
 
 
+def empty_proposal(
+    x: Tensor, keys: Tensor, num_candidates: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`out` of `ops.masked_propose`: given, it spares the dispatcher, as costly as few rows are.
+
+    None for traced tensors, which only the dispatcher knows how to handle.
+    """
+    if type(x) is not Tensor:
+        return None
+    due = (len(x), num_candidates)
+    changed = x.new_empty(due, dtype=torch.int32)
+    return x.new_empty((*due, x.shape[1])), keys.new_empty((*due, 2)), changed
+
+
 def propose_tilted(
     logits: Tensor,
     x: Tensor,
@@ -31,13 +45,14 @@ def propose_tilted(
     step: int,
     num_candidates: int,
     first_candidate: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weigh: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """K successors of each row under the tilted kernel.
 
     Args:
         logits: [R, L, V], one row for each state, -inf at the mask token if it is below V.
         x: [R, L] int64.   tilt: [R, L, V], log h of each reveal, finite.
-        The others: as `ops.masked_propose`.
+        weigh: False leaves log p - log q away.   The others: as `ops.masked_propose`.
 
     Returns:
         tokens [R, K, L], keys [R, K, 2], changed [R, K] int32, log p - log q [R, K] float64.
@@ -46,17 +61,20 @@ def propose_tilted(
     # the column of the mask: its own if it lies inside the vocabulary, else one more
     column = mask_token if mask_token < vocab_size else vocab_size
     masked = x == mask_token
-    log_p = (logits.double() / temperature).log_softmax(dim=-1)
-    log_q = log_p + tilt.double() + (math.log(rho) if rho > 0 else -math.inf)
+    x = x if column == mask_token else torch.where(masked, column, x)
+    sites = masked.flatten().nonzero()[:, 0]
+    logits = logits.flatten(0, 1).index_select(0, sites)
+    logits = logits if temperature == 1.0 else logits.double() / temperature
+    tilt = tilt.flatten(0, 1).index_select(0, sites)
+    log_p = logits.log_softmax(dim=-1, dtype=torch.float64)
     stay = math.log1p(-rho) if rho < 1 else -math.inf
-    if column == vocab_size:
-        log_q = torch.cat([log_q, torch.full_like(log_q[..., :1], stay)], dim=-1)
-    else:
-        log_q[..., column] = stay
-    log_total = log_q.logsumexp(dim=-1)  # log H of each site
+    log_q = log_p.new_full((len(sites), max(vocab_size, column + 1)), stay)
+    log_q[:, :vocab_size] = log_p.add_(tilt).add_(math.log(rho) if rho > 0 else -math.inf)
+    if column < vocab_size:
+        log_q[:, column] = stay
     tokens, new_keys, _ = ops.masked_propose(
         log_q,
-        torch.where(masked, column, x),
+        x,
         keys,
         mask_token=column,
         rho=1.0,
@@ -64,14 +82,19 @@ def propose_tilted(
         chains=chains,
         step=step,
         num_candidates=num_candidates,
+        index=(masked.flatten().cumsum(0) - 1).view_as(x),
         first_candidate=first_candidate,
+        out=empty_proposal(x, keys, num_candidates),
     )
-    stayed = tokens == column
-    revealed = masked[:, None] & ~stayed
-    known = tokens.clamp_max(vocab_size - 1)
-    gained = tilt.double().gather(2, known.transpose(1, 2)).transpose(1, 2)
-    site = torch.where(masked[:, None], log_total[:, None] - gained.where(revealed, 0.0), 0.0)
+    changed = (tokens != x[:, None]).sum(-1, dtype=torch.int32)
+    ratio = None
+    if weigh:  # at each masked site log H, less what the token it took was favoured by
+        drawn = tokens.transpose(1, 2).reshape(-1, num_candidates).index_select(0, sites)
+        gained = tilt.gather(1, drawn.clamp_max(vocab_size - 1)).where(drawn != column, 0.0)
+        ratio = log_q.new_zeros((x.numel(), num_candidates))
+        ratio[sites] = log_q.logsumexp(dim=-1, keepdim=True) - gained
+        ratio = ratio.view(*x.shape, num_candidates).transpose(1, 2).contiguous().sum(-1)
     if column != mask_token:
-        tokens = tokens.where(~(stayed & masked[:, None]), mask_token)
+        tokens = tokens.where(~(masked[:, None] & (tokens == column)), mask_token)
         new_keys = ops.masked_keys(tokens.flatten(0, 1)).view_as(new_keys)
-    return tokens, new_keys, revealed.sum(-1, dtype=torch.int32), site.sum(-1)
+    return tokens, new_keys, changed, ratio

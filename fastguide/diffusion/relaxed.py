@@ -94,4 +94,4 @@ class RelaxedTokens:
         gradient: [R, L, V + 1].   scale: 1 / alpha times the guidance, one number or [R].
         """
         gain = gradient[..., :-1] - gradient[..., -1:]
-        return gain * torch.as_tensor(scale, device=gain.device).view(-1, 1, 1)
+        return gain * (scale.view(-1, 1, 1) if isinstance(scale, Tensor) else scale)

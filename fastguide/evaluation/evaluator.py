@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -9,17 +10,19 @@ from typing import Any
 
 import torch
 
+from fastguide import ops
 from fastguide.diffusion import Diffusion, Outputs, Step
 from fastguide.evaluation.calls import Limits
 from fastguide.evaluation.models import (
     GRADIENT,
     Models,
-    Value,
+    is_value,
     output_fault,
     proposal_fault,
     score_fault,
+    without_wrong,
 )
-from fastguide.evaluation.rows import Rows, row_bytes
+from fastguide.evaluation.rows import Rows, place_numbers, row_bytes
 from fastguide.evaluation.scorer import Scorer
 from fastguide.evaluation.store import OutputStore
 
@@ -64,19 +67,25 @@ class Evaluator(Models):
         self._store.advance([slot for slot in live.slot.tolist() if slot > 0])
         self._explored = frozenset()
 
-    def denoise(self, rows: Rows, time: float, step: int) -> None:
+    def denoise(self, rows: Rows, time: float, step: int) -> int:
         """Fill `rows.slot` wherever an output will be read and is not known yet.
+
+        Returns:
+            how many rows have outputs that will be read.
 
         Raises:
             NonFiniteError: an output holds NaN or infinity; names step, chain and candidate.
         """
         with self.cost.timed("kernels"):
             needed = self.diffusion.needs_output(rows.batch.x)
-        self._count_requested(int(needed.sum()), rows.batch.x.shape[1])
-        rows.slot[~needed] = 0  # the blank slot: nothing of a clean state is ever read
+        count = int(needed.sum())
+        self._count_requested(count, rows.batch.x.shape[1])
+        if count < len(rows):  # the blank slot: nothing of a clean state is ever read
+            rows.slot = rows.slot.where(needed, 0)
         wanted = (rows.slot < 0).nonzero()[:, 0]
         if len(wanted):
             self._fill(rows, wanted, time, step)
+        return count
 
     def explore(self, rows: Rows, reads: Tensor, time: float, step: int) -> tuple[Outputs, Tensor]:
         """Outputs of states that no chain is in, until the next call.
@@ -95,44 +104,67 @@ class Evaluator(Models):
         if len(wanted):
             self._fill(looked, wanted, time, step)
         self._explored = self._store.pinned - before
+        if not self._bad_slots:
+            return self.outputs_of(looked, step), torch.zeros_like(reads)
         bad = torch.tensor(sorted(self._bad_slots), dtype=torch.int64, device=rows.slot.device)
         self._store.buffer[bad] = 0  # an op that read them would report a fault of its own
         return self.outputs_of(looked, step), torch.isin(looked.slot, bad)
 
     def _fill(self, rows: Rows, wanted: Tensor, time: float, step: int) -> None:
-        first, inverse = self._distinct(rows, wanted)
-        distinct = wanted[first]
-        slots = [-1] * len(distinct)
-        names = None
-        keyed = rows.batch.keys is not None
-        if "history" in self.savings and keyed and not self.diffusion.time_conditioned:
-            names = row_bytes(rows.batch.x[distinct], rows.cond_row[distinct])
-            slots = [self._store.find(name) for name in names]
+        names = self._names(rows, wanted)
+        distinct, groups = wanted, self._groups(rows, wanted, names)
+        if groups is not None:
+            distinct = wanted.index_select(0, groups.first)
+            names = names and [names[row] for row in groups.first.tolist()]
+        slots = [self._store.find(name) for name in names] if names else [-1] * len(distinct)
         missing = [row for row, slot in enumerate(slots) if slot < 0]
         if missing:
-            index = distinct[torch.tensor(missing, device=distinct.device)]
+            index = distinct
+            if len(missing) < len(slots):
+                index = distinct.index_select(0, place_numbers(missing, distinct.device))
+                names = names and [names[row] for row in missing]
             outputs = self._run_denoiser(rows, index, time)
-            fresh = self._store.put(outputs, names and [names[row] for row in missing])
+            fresh = self._store.put(outputs, names)
             self._check_outputs(rows, index, outputs, fresh, step)
             for row, slot in zip(missing, fresh, strict=True):
                 slots[row] = slot
-        rows.slot[wanted] = torch.tensor(slots, device=rows.slot.device)[inverse]
+        found = place_numbers(slots, rows.slot.device)
+        found = found if groups is None else found.index_select(0, groups.inverse)
+        rows.slot = rows.slot.index_copy(0, wanted, found)
 
-    def _distinct(self, rows: Rows, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        everything = torch.arange(len(wanted), device=wanted.device)
-        if not self._merges(rows):
-            return everything, everything
+    def _names(self, rows: Rows, wanted: Tensor) -> list[bytes] | None:
+        """What the outputs of rows `wanted` are remembered by; None if they are not."""
+        if "history" not in self.savings or rows.batch.keys is None:
+            return None
+        if self.diffusion.time_conditioned:
+            return None
+        tags = rows.cond_row.index_select(0, wanted) if self._cond else None
+        return row_bytes(rows.batch.x.index_select(0, wanted), tags)
+
+    def _groups(
+        self, rows: Rows, wanted: Tensor, names: list[bytes] | None = None
+    ) -> ops.UniqueRows | None:
+        """Equal rows of `wanted` taken together, `first` cut to their number; None if all differ.
+
+        Also None where equal ones are not to be merged.   names: of `wanted`, if there are any.
+        """
         keys = rows.batch.keys
-        assert keys is not None
-        first, inverse, count = self._unique(
-            rows.batch.x[wanted], keys[wanted], rows.cond_row[wanted]
-        )
-        return first[: int(count)], inverse
+        if keys is None or not self._merges(rows):
+            return None
+        keys = keys.index_select(0, wanted)
+        # equal rows have equal keys: where all first words differ, which is soon seen, so do rows
+        if len(set(names or (word for word, _ in keys.tolist()))) == len(wanted):
+            return None
+        x, tags = rows.batch.x.index_select(0, wanted), rows.cond_row.index_select(0, wanted)
+        first, inverse, count = self._unique(x, keys, tags)
+        return ops.UniqueRows(first[: int(count)], inverse, count)
 
     def _check_outputs(
         self, rows: Rows, index: Tensor, outputs: Tensor, slots: list[int], step: int
     ) -> None:
         self._bad_slots.difference_update(slots)
+        if math.isfinite(outputs.sum()):  # what is nearly always so, in one cheap pass
+            return
         invalid = self.diffusion.invalid_outputs(rows.batch.x[index], outputs)
         if not bool(invalid.any()):
             return
@@ -150,9 +182,12 @@ class Evaluator(Models):
             if slot in self._bad_slots:
                 raise proposal_fault(step, rows.name(row))
 
-    def values(self, value: Value | Callable[..., Any], rows: Rows, step: Step) -> Tensor:
-        """Values [R] float64 of candidates at `step.next_time`; -inf where rejected as invalid."""
-        if not isinstance(value, Value):
+    def values(self, value: Any, rows: Rows, step: Step) -> Tensor:
+        """Values [R] float64 of candidates at `step.next_time`; -inf where rejected as invalid.
+
+        `value` is a `Value` or a callable(x, t).
+        """
+        if not is_value(value):
             return self.score_states(value, rows, step)
         if value.needs_denoiser:
             self.denoise(rows, step.next_time, step.index)
@@ -170,17 +205,23 @@ class Evaluator(Models):
 
         `value` is what `gradients.differentiate` takes. Equal states are looked at once.
         """
-        everything = torch.arange(len(rows), device=rows.slot.device)
-        first, inverse = self._distinct(rows, everything)
-        values, gradient, outputs, wrong = self._differentiate(value, rows, first, step)
+        distinct = torch.arange(len(rows), device=rows.slot.device)
+        groups = self._groups(rows, distinct)
+        distinct = distinct if groups is None else groups.first
+        values, gradient, outputs = self._differentiate(value, rows, distinct, step)
+        if not math.isfinite(values.sum() + gradient.sum()):
+            values, gradient, wrong = without_wrong(values, gradient)
+            if not self._reject and bool(wrong.any()):
+                name = rows.name(int(distinct[wrong.nonzero()[0, 0]]))
+                raise score_fault(GRADIENT, "NaN or infinity", step.index, name)
         if outputs is not None:
-            slots = self._store.put(outputs, None)
-            rows.slot = torch.tensor(slots, device=rows.slot.device)[inverse]
-        if not self._reject and bool(wrong.any()):
-            name = rows.name(int(first[wrong.nonzero()[0, 0]]))
-            raise score_fault(GRADIENT, "NaN or infinity", step.index, name)
-        rows.gradient = gradient[inverse]
-        return values[inverse]
+            rows.slot = place_numbers(self._store.put(outputs, None), rows.slot.device)
+        if groups is not None:
+            values = values.index_select(0, groups.inverse)
+            gradient = gradient.index_select(0, groups.inverse)
+            rows.slot = rows.slot if outputs is None else rows.slot.index_select(0, groups.inverse)
+        rows.gradient = gradient
+        return values
 
     def score_states(self, value: Callable[..., Any], rows: Rows, step: Step) -> Tensor:
         """A plain callable value(x, t) of rows, [R] float64; `rows.value` is taken where known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 
@@ -22,7 +22,6 @@ Denoise = Callable[[Tensor, float, dict[str, Tensor]], Tensor]
 GRADIENT = "the value or its gradient"
 
 
-@runtime_checkable
 class Value(Protocol):
     """A soft-value estimate that reads the denoiser's output.
 
@@ -38,6 +37,12 @@ class Value(Protocol):
 
     def evaluate(self, evaluator: Any, rows: Rows, step: Step) -> Tensor:
         """Values [R] float64 of `rows`, which stand at `step.next_time`."""
+
+
+def is_value(value: Any) -> TypeGuard[Value]:
+    """Whether it is a `Value`; others are plain callables value(x, t)."""
+    members = ("evaluate", "needs_denoiser", "time_conditioned", "deterministic")
+    return all(hasattr(value, name) for name in members)
 
 
 class Models:
@@ -92,7 +97,7 @@ class Models:
         def model(chunk: Tensor) -> Tensor:
             picked = index[chunk]
             cond = {name: value[cond_row[picked]] for name, value in self._cond.items()}
-            return denoise(x[picked], time, cond)
+            return denoise(x.index_select(0, picked), time, cond)
 
         width = self.diffusion.rows_per_state
         with self.cost.timed("denoiser"):
@@ -178,17 +183,14 @@ class Models:
 
     def _differentiate(
         self, value: Any, rows: Rows, index: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Values [S], gradients, outputs or None of rows `index` [S]; and where they are wrong.
-
-        Wrong ones have value -inf and gradient 0.
-        """
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values [S], gradients, outputs or None of rows `index` [S]."""
         cond = {name: each[rows.cond_row[index]] for name, each in self._cond.items()}
         with self.cost.timed("denoiser"):
             values, gradient, outputs = differentiate(
                 self.diffusion,
                 value,
-                rows.batch.x[index],
+                rows.batch.x.index_select(0, index),
                 step.next_time,
                 cond,
                 limits=self._limits,
@@ -199,10 +201,7 @@ class Models:
         if outputs is not None:
             self.cost.denoiser_rows += len(index) * self.diffusion.rows_per_state
             self._count_requested(len(rows), rows.batch.x.shape[1])
-        wrong = ~(values.isfinite() & gradient.flatten(1).isfinite().all(dim=1))
-        blank = wrong.view(-1, *[1] * (gradient.dim() - 1))
-        values, gradient = values.masked_fill(wrong, float("-inf")), gradient.masked_fill(blank, 0)
-        return values, gradient, outputs, wrong
+        return values, gradient, outputs
 
     def _count_requested(self, rows: int, length: int) -> None:
         """Rows that savings="none" would run, and their sites if a head is lazy."""
@@ -210,6 +209,13 @@ class Models:
         self.cost.denoiser_rows_requested += rows
         if self.diffusion.head is not None:
             self.cost.head_rows_requested += rows * length
+
+
+def without_wrong(values: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [S] and gradients with -inf and 0 where one of them is not finite; where that is."""
+    wrong = ~(values.isfinite() & gradient.flatten(1).isfinite().all(dim=1))
+    blank = wrong.view(-1, *[1] * (gradient.dim() - 1))
+    return values.masked_fill(wrong, float("-inf")), gradient.masked_fill(blank, 0), wrong
 
 
 def output_fault(step: int, name: str, bad: int, total: int) -> NonFiniteError:

@@ -23,10 +23,11 @@ from fastguide.evaluation.models import (
     GRADIENT,
     Denoise,
     Models,
-    Value,
+    is_value,
     output_fault,
     proposal_fault,
     score_fault,
+    without_wrong,
 )
 from fastguide.evaluation.rows import Rows
 from fastguide.evaluation.scorer import checked_scores
@@ -93,27 +94,29 @@ class ResidentEvaluator(Models):
         self._buffer, self._bad = self._buffer[kept], self._bad[kept]
         live.slot = torch.where(live.slot >= 0, _places(live.slot), -1)
 
-    def denoise(self, rows: Rows, time: float, step: int) -> None:
-        """Fill `rows.slot`, unless the candidates' outputs were carried over."""
+    def denoise(self, rows: Rows, time: float, step: int) -> int:
+        """Fill `rows.slot`, unless the candidates' outputs were carried over; see `Evaluator`."""
         self._count_requested(len(rows), rows.batch.x.shape[1])
         if self._carried:
-            return
+            self._carried = False  # outputs of candidates serve the next step, and no other
+            return len(rows)
         if not self._merges(rows):
             self._replace(rows, time, step)
-            return
+            return len(rows)
         groups = _Groups(self, rows)
         (count,) = self._read(groups.unknown_outputs.sum().view(1))
         self._fill(rows, groups, count, time, step)
+        return len(rows)
 
     def check_proposable(self, rows: Rows, step: int) -> None:
         """Note a current state whose output cannot be sampled from."""
         needed = self.diffusion.needs_output(rows.batch.x)
         self._note(_PROPOSAL, self._bad[rows.slot] & needed, rows, step)
 
-    def values(self, value: Value | Callable[..., Any], rows: Rows, step: Step) -> Tensor:
+    def values(self, value: Any, rows: Rows, step: Step) -> Tensor:
         """Values [R] float64 of candidates at `step.next_time`; -inf where not finite."""
         self._carried = False
-        if not isinstance(value, Value):
+        if not is_value(value):
             return self._score(
                 value, rows.batch.x, rows, step.index, label="value", time=step.next_time
             )
@@ -163,7 +166,8 @@ class ResidentEvaluator(Models):
     def differentiate(self, value: Any, rows: Rows, step: Step) -> Tensor:
         """See `Evaluator.differentiate`; every row is looked at."""
         places = _places(rows.slot)
-        values, gradient, outputs, wrong = self._differentiate(value, rows, places, step)
+        values, gradient, outputs = self._differentiate(value, rows, places, step)
+        values, gradient, wrong = without_wrong(values, gradient)
         if outputs is not None:
             self._buffer, self._bad = outputs, wrong
             rows.slot = places

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastguide.diffusion import Batch
@@ -40,12 +41,12 @@ class Rows:
         """Rows `index` [S]."""
         return Rows(
             self.batch.take(index),
-            self.chain[index],
-            self.candidate[index],
-            self.cond_row[index],
-            self.slot[index],
-            self.value[index],
-            None if self.gradient is None else self.gradient[index],
+            self.chain.index_select(0, index),
+            self.candidate.index_select(0, index),
+            self.cond_row.index_select(0, index),
+            self.slot.index_select(0, index),
+            self.value.index_select(0, index),
+            None if self.gradient is None else self.gradient.index_select(0, index),
         )
 
     def name(self, row: int) -> str:
@@ -53,12 +54,17 @@ class Rows:
         return f"chain {int(self.chain[row])}, candidate {int(self.candidate[row])}"
 
 
-def row_bytes(rows: Tensor, tags: Tensor) -> list[bytes]:
-    """Each row of integers [R, L] with its tag [R] as bytes: an exact dictionary key."""
-    tagged = torch.cat([rows.flatten(1), tags[:, None]], dim=1).to("cpu", torch.int32)
-    data = tagged.numpy().tobytes()
-    width = 4 * tagged.shape[1]
-    return [data[start : start + width] for start in range(0, len(data), width)]
+def row_bytes(rows: Tensor, tags: Tensor | None) -> list[bytes]:
+    """Each row of integers [R, L], with its tag [R] if any, as bytes: an exact dictionary key."""
+    tagged = rows if tags is None else torch.cat([rows, tags[:, None]], dim=1)
+    tagged = tagged.to("cpu", torch.int32).contiguous()
+    names: list[bytes] = tagged.numpy().view(f"V{4 * tagged.shape[1]}")[:, 0].tolist()
+    return names
+
+
+def place_numbers(numbers: list[int], device: torch.device) -> Tensor:
+    """Numbers as [N] int64 on the device; several times as fast as `torch.tensor`."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
 
 
 def mix_tag(keys: Tensor, tags: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 import torch
 
+from fastguide.evaluation.rows import place_numbers
+
 Tensor = torch.Tensor
 
 
@@ -64,7 +66,7 @@ class OutputStore:
             self.buffer = self.buffer.new_zeros((1, *self._shape))
         slots = self._allocate(outputs.shape[0])
         self._pinned.update(slots)
-        self.buffer[torch.tensor(slots, dtype=torch.int64, device=self._device)] = outputs
+        self.buffer.index_copy_(0, place_numbers(slots, self._device), outputs)
         for row, slot in enumerate(slots):
             # two equal states in one call (duplicates not merged): the first is remembered
             if states is not None and states[row] not in self._remembered:

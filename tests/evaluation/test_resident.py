@@ -225,3 +225,21 @@ def test_rejected_candidates_are_never_chosen(kept: Any, monkeypatch: pytest.Mon
     assert bool((here.samples[:, :2] != 1).all())
     monkeypatch.setattr(savings, "RESIDENT_DEVICES", {"cuda"})
     assert torch.equal(here.samples, run().samples)
+
+
+@pytest.mark.parametrize("interval", [2, 3, 20])
+def test_outputs_of_steps_that_are_not_scored_are_not_taken_for_others(interval: int) -> None:
+    def denoiser(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x.tanh() * (1 + t[:, None] / 8)
+
+    diffusion = fg.GaussianDiffusion(
+        denoiser, (3,), alphas_cumprod=torch.linspace(0.95, 0.05, 8), prediction_type="sample"
+    )
+    results = [
+        fg.FKSteering(
+            diffusion, lambda x: x.sum(dim=1), num_particles=4, alpha=0.5, interval=interval
+        ).sample(5, num_steps=8, seed=3, savings=kept, progress=False)
+        for kept in ("all", "none")
+    ]
+    assert torch.equal(results[0].samples, results[1].samples)
+    assert results[0].cost.denoiser_rows < results[1].cost.denoiser_rows

@@ -44,11 +44,16 @@ def expand_call(
     count = None if name.startswith(IGNORING) else count
     wide = dict(arguments)
     each = 1 if count is None else int(given.get(count, 1))
+    if each < 1:
+        raise ArgumentError(f"{count} must be at least 1, got {each}")
     if "prompt_embeds" in given:
         images = int(given["prompt_embeds"].shape[0]) * each
         for key, value in given.items():
             if isinstance(value, torch.Tensor) and _belongs_to_prompt(key):
                 wide[key] = value.repeat_interleave(each * width, dim=0)
+        for key in ("negative_prompt", "negative_prompt_2", "negative_prompt_3"):
+            if isinstance(given.get(key), str | list):
+                wide[key] = _each(given[key], images // each, each * width)
         if count is not None:
             wide[count] = 1
     elif count is not None:
@@ -58,8 +63,7 @@ def expand_call(
         images = _prompts(given)
         for key in ("prompt", "negative_prompt"):
             if isinstance(given.get(key), str | list):
-                listed = given[key] if isinstance(given[key], list) else [given[key]] * images
-                wide[key] = [each for each in listed for _ in range(width)]
+                wide[key] = _each(given[key], images, width)
     elif "class_labels" in given:
         labels = given["class_labels"]
         listed = labels.tolist() if isinstance(labels, torch.Tensor) else labels
@@ -74,6 +78,7 @@ def expand_call(
             "the pipeline takes none of num_images_per_prompt, num_videos_per_prompt, "
             "class_labels, batch_size or prompt_embeds, so rows cannot be asked for"
         )
+    _check_images(name, given, images // each, each * width)
     latents = given.get("latents")
     if latents is not None:
         if latents.shape[0] not in (1, images):
@@ -82,6 +87,30 @@ def expand_call(
             )
         wide["latents"] = latents.repeat_interleave(images * width // latents.shape[0], dim=0)
     return wide, images
+
+
+def _each(text: str | list[str], prompts: int, copies: int) -> list[str]:
+    """One text or one per prompt, `copies` times each."""
+    listed = text if isinstance(text, list) else [text] * prompts
+    return [each for each in listed for _ in range(copies)]
+
+
+def _check_images(name: str, given: dict[str, Any], prompts: int, copies: int) -> None:
+    """Pipelines tile a list of images, but for the control images of a ControlNet."""
+    if prompts == 1 or copies == 1 or not ("prompt" in given or "prompt_embeds" in given):
+        return
+    if "ControlNet" in name and "Img2Img" not in name and "Inpaint" not in name:
+        return
+    for key in ("image", "mask_image", "control_image"):
+        value = given.get(key)
+        if isinstance(value, torch.Tensor | np.ndarray) and value.ndim < 4:
+            continue  # one image
+        if isinstance(value, torch.Tensor | np.ndarray | list) and len(value) == prompts:
+            raise ArgumentError(
+                f"{key}: {name} does not repeat a list of images image by image, so that rows "
+                "would get another's; call the pipeline once for each image, with first_chain= "
+                "to give each its own noise"
+            )
 
 
 def _belongs_to_prompt(name: str) -> bool:

@@ -8,6 +8,7 @@ own transition, and returns fresh candidates: the call that scores them is the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,9 +76,11 @@ class GuidedCall:
         self._prior_draws = 0
         self._checked = False
         self._scoring = False
+        self._silent = 0.0  # below 0: guided steps so far, none of which added noise
         self._total = 0
         self._ledger = Ledger(self.cost)
         self._winner = torch.arange(images) * policy.num_particles
+        self._best: Tensor | None = None  # rows of the winners, once they are known
 
     # -- the pipeline's draws and networks -----------------------------------------------------
 
@@ -90,6 +93,8 @@ class GuidedCall:
         draw: Callable[..., Tensor],
     ) -> Tensor:
         """What is drawn for all rows is keyed by chain; the rest by the seed, or the generator."""
+        if self._scoring:  # a reward that samples has draws of its own
+            return draw(generator)
         if shape[0] != self.rows:
             return other_noise(self.settings.seed, generator, draw)
         place = self.at.place
@@ -174,8 +179,8 @@ class GuidedCall:
         if left and self.settings.eta is not None:
             self._leave_window(stream, scheduler)
         move = find_move(scheduler, run, changed, at, eta, self._probe, stream.steps == 0)
-        if stream.number == 0 and stream.steps == 0:
-            self._check_noise(scheduler, move.varies, at.last)
+        if stream.number == 0 and guides and not at.last:
+            self._check_noise(scheduler, move.varies)
         if recorder is not None:
             recorder.left(move)
         states = self._move(stream, move, gradient, guides)
@@ -183,7 +188,9 @@ class GuidedCall:
             winner = self._finish(stream.steps, states, time_now)
             if recorder is not None and stream.parent is not None:
                 recorder.arrived(states[winner], winner, stream.parent[winner])
-            states = states[winner].repeat_interleave(self.rows // len(winner), dim=0)
+            self._best = winner
+        if self._best is not None:
+            states = states[self._best].repeat_interleave(self.rows // self.at.images, dim=0)
         result = self._hand_back(stream, states, move.result, given.dtype, doubled, at.last)
         stream.steps += 1
         return result
@@ -315,15 +322,18 @@ class GuidedCall:
         here = Step(step, 0.0, 0.0, clean=False, varies=True, params=tuple(move))
         return self.policy.shift(rows, here, self.memory)
 
-    def _check_noise(self, scheduler: Any, varies: bool, last: bool) -> None:
+    def _check_noise(self, scheduler: Any, varies: bool) -> None:
         policy = self.policy
         wants = self.width > 1 or policy.guides or (policy.couples and self.at.particles > 1)
-        if varies or last or not wants or getattr(scheduler, "order", 1) != 1:
+        self._silent = math.inf if varies else self._silent - 1
+        # those of second order add noise in every other call
+        order = getattr(scheduler, "order", 1)
+        if self._silent > -order or not wants:
             return
         raise ArgumentError(
             f"scheduler {type(scheduler).__name__} adds no noise, so that all candidates of a "
-            "state are the same; pass eta=1.0 (or less) to guide(), or exchange it: "
-            "pipe.scheduler = fastguide.integrations.diffusers.stochastic_scheduler(pipe)"
+            f"state are the same; {'pass eta=1.0 to guide(), or ' if order == 1 else ''}exchange "
+            "it: pipe.scheduler = fastguide.integrations.diffusers.stochastic_scheduler(pipe)"
         )
 
     # -- the end -------------------------------------------------------------------------------

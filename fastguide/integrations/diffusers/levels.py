@@ -19,6 +19,9 @@ from fastguide.errors import ArgumentError
 
 Tensor = torch.Tensor
 
+UNCLIPPED = ("CogVideoX", "TCD")
+"""Schedulers, by the start of their name, that take clip_sample and leave it at that."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -108,6 +111,8 @@ def predict_clean(scheduler: Any, at: Place, output: Tensor, x: Tensor) -> Tenso
             f"scheduler {type(scheduler).__name__} has prediction_type={kind!r}; known are "
             "'epsilon', 'sample', 'v_prediction' and flow matching; pass value=callable(x, t)"
         )
+    if type(scheduler).__name__.startswith(UNCLIPPED):
+        return x0
     if getattr(config, "thresholding", False):
         x0 = scheduler._threshold_sample(x0)
     elif getattr(config, "clip_sample", False):

@@ -34,7 +34,10 @@ class NoiseSource(Protocol):
         dtype: torch.dtype,
         draw: Callable[..., Tensor],
     ) -> Tensor:
-        """Standard normals of `shape`; draw(generator=...) is the library's own way."""
+        """Standard normals of `shape`; draw(generator=...) is the library's own way.
+
+        The first entry of `shape` counts rows of the call: 0 for an encoder of given images.
+        """
 
 
 _SOURCE: ContextVar[NoiseSource | None] = ContextVar("fastguide_noise_source", default=None)
@@ -42,7 +45,7 @@ _LOCK = threading.Lock()
 _PATCHED: dict[ModuleType, tuple[Callable[..., Tensor], int]] = {}
 
 
-def _shim(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _shim(original: Callable[..., Tensor], encodes: bool) -> Callable[..., Tensor]:
     @functools.wraps(original)
     def randn_tensor(
         shape: Any,
@@ -60,7 +63,8 @@ def _shim(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return draw(generator)
         due = torch.device("cpu" if device is None else device)
         kind = torch.get_default_dtype() if dtype is None else dtype
-        return source.noise(tuple(shape), generator, due, kind, draw)
+        rows = 0 if encodes else shape[0]
+        return source.noise((rows, *shape[1:]), generator, due, kind, draw)
 
     return randn_tensor
 
@@ -84,7 +88,8 @@ def interceptable(objects: Iterable[Any]) -> Iterator[None]:
         for module in modules:
             original, users = _PATCHED.get(module, (getattr(module, NAME), 0))
             if users == 0:
-                setattr(module, NAME, _shim(original))
+                encodes = module.__name__.startswith("diffusers.models.")
+                setattr(module, NAME, _shim(original, encodes))
             _PATCHED[module] = (original, users + 1)
     try:
         yield

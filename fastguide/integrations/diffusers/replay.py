@@ -86,12 +86,12 @@ class _PlainRun:
         assert self._chains is not None
         if shape[0] != len(self._chains):
             return other_noise(self._seed, generator, draw)
-        kept, draw = self._drawn(self._draws), self._draws
+        kept, number = self._drawn(self._draws), self._draws
         self._draws += 1
         if kept is not None and kept.shape == shape:
             return kept.to(device, dtype)
         first = torch.zeros_like(self._chains)
-        return keyed_prior(self._seed, self._chains, draw, shape, first, device, dtype)
+        return keyed_prior(self._seed, self._chains, number, shape, first, device, dtype)
 
     def model(
         self, name: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -199,7 +199,7 @@ def _join(parts: list[tuple[int, Any]]) -> Any:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         fields = {key: _join([(n, vars(each)[key]) for n, each in parts]) for key in vars(first)}
         return dataclasses.replace(first, **fields)
-    if isinstance(first, list) and len(first) == rows:
+    if isinstance(first, list) and len(first) == rows and not _holds_rows(first, rows):
         return [item for _, each in parts for item in each]
     if isinstance(first, list | tuple):
         return type(first)(_join([(n, each[i]) for n, each in parts]) for i in range(len(first)))

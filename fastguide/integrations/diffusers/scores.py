@@ -141,7 +141,8 @@ class Scores:
             # rows are independent, so the gradient of the sum holds each row's own
             (gradient,) = torch.autograd.grad(scores.sum(), sample)
         values = scores.detach().double()
-        gradient = gradient[: len(x)].float()
+        # of states that came twice, the two halves are one state
+        gradient = gradient.float().unflatten(0, (-1, len(x))).sum(dim=0)
         wrong = ~(values.isfinite() & gradient.flatten(1).isfinite().all(dim=1))
         if bool(wrong.any()):
             if policy.on_invalid == "raise":
