@@ -143,3 +143,28 @@ def test_messages_name_a_way_out() -> None:
         with pytest.raises(FastguideError) as caught:
             run(name, call, **dict(pipe=pipe) | settings)
         assert re.search(r"must (have|be)|leave it away|pass |use |exchange", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"eta": "a"}, "eta: expected a number"),
+        ({"window": 0.5}, "window must be two numbers"),
+        ({"window": ("a", 1)}, "window: expected a number"),
+        ({"max_rows": 2.5}, "max_rows must be an int or None"),
+    ],
+)
+def test_other_types_are_named(arguments, words):
+    pipe = CASES["ddpm-free"].build()
+    with pytest.raises(TypeError, match=words), guide(pipe, lambda x: x, **arguments):
+        pass
+
+
+def test_a_scheduler_that_cannot_take_eta_is_to_be_exchanged():
+    case = CASES["sd-pndm"]
+    pipe = case.build()
+    with (
+        guide(pipe, lambda x: x.flatten(1).mean(1), num_candidates=2),
+        pytest.raises(ValueError, match=r"are the same; exchange it: pipe\.scheduler"),
+    ):
+        pipe(**case.call)

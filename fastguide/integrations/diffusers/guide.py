@@ -171,6 +171,13 @@ def guide(
     """
     check_pipeline(pipe)
     check_seed(seed)
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise DtypeError(f"window must be two numbers (start, stop), got {window!r}")
+    for name, number in (("window", window[0]), ("window", window[1]), ("eta", eta or 0.0)):
+        if not isinstance(number, int | float):
+            raise DtypeError(f"{name}: expected a number, got {number!r}")
+    if max_rows is not None and not isinstance(max_rows, int):
+        raise DtypeError(f"max_rows must be an int or None, got {max_rows!r}")
     start, stop = window
     if not 0 <= start < stop <= 1:
         raise ArgumentError(f"window must be (start, stop) with 0 <= start < stop <= 1: {window}")

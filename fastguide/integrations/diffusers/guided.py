@@ -327,12 +327,12 @@ class GuidedCall:
         wants = self.width > 1 or policy.guides or (policy.couples and self.at.particles > 1)
         self._silent = math.inf if varies else self._silent - 1
         # those of second order add noise in every other call
-        order = getattr(scheduler, "order", 1)
-        if self._silent > -order or not wants:
+        if self._silent > -getattr(scheduler, "order", 1) or not wants:
             return
+        takes = levels.takes_eta(scheduler)
         raise ArgumentError(
             f"scheduler {type(scheduler).__name__} adds no noise, so that all candidates of a "
-            f"state are the same; {'pass eta=1.0 to guide(), or ' if order == 1 else ''}exchange "
+            f"state are the same; {'pass eta=1.0 to guide(), or ' if takes else ''}exchange "
             "it: pipe.scheduler = fastguide.integrations.diffusers.stochastic_scheduler(pipe)"
         )
 

@@ -120,6 +120,12 @@ def predict_clean(scheduler: Any, at: Place, output: Tensor, x: Tensor) -> Tenso
     return x0
 
 
+def takes_eta(scheduler: Any) -> bool:
+    """Whether its grid has one level for every model call, so that `kernel` can serve."""
+    times = torch.as_tensor(scheduler.timesteps)
+    return getattr(scheduler, "order", 1) == 1 and len(times.unique()) == len(times)
+
+
 def kernel(scheduler: Any, at: Place, eta: float) -> Kernel:
     """The universal step of the scheduler's grid with noise eta: x' = a x + b x0_hat + s z.
 
