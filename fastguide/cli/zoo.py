@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from fastguide import report, zoo
 from fastguide.cli.base import Command, say
 from fastguide.cli.options import File, Folder, Integer, TaskName
 from fastguide.errors import ArgumentError
-from fastguide.zoo import train_utr
+from fastguide.zoo import train_glyphs, train_utr
 
-TRAINERS = {"utr": train_utr.train}
+TRAINERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "utr": train_utr.train,
+    "glyphs": train_glyphs.train,
+}
 
 
 @dataclass(kw_only=True)
@@ -30,14 +34,15 @@ class ZooTrain(Command):
     """Train the models of a task from its public measurements.
 
     Writes weights and a card into --out; `fastguide sample TASK --weights DIR` uses them.
-    docs/data.md says where the measurements are and how to make the file. Takes minutes on two
-    cores.
+    docs/data.md says where the measurements are and how to make the file. On two cores utr takes
+    minutes and glyphs most of an hour.
     """
 
     task: TaskName
     """Which task; `fastguide zoo list` shows them."""
     data: File
-    """The measurements: for utr a CSV file with columns seq, rl, library."""
+    """The measurements: for utr a CSV file with columns seq, rl, library; for glyphs a NumPy file
+    with arrays images, alphabet, character."""
     out: Folder = Path("out/weights")
     """Folder for weights and card."""
     seed: Integer = 0
@@ -85,5 +90,8 @@ def _describe(name: str, card: dict[str, Any]) -> str:
 def _metrics(metrics: dict[str, Any]) -> str:
     if "bits_per_nucleotide" in metrics:
         return f"{metrics['bits_per_nucleotide']:.3f} bits per nucleotide"
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if numbers:
+        return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
     found = [f"{library} {facts['pearson']:.3f}" for library, facts in metrics.items()]
     return f"Pearson {', '.join(found)}" if found else "none"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 
 from fastguide.errors import ArgumentError
-from fastguide.zoo import utr
-from fastguide.zoo.task import Reward, Task
+from fastguide.zoo import glyphs, utr
+from fastguide.zoo.task import PictureReward, PictureTask, Reward, Task
 
-__all__ = ["Reward", "Task", "load", "names"]
+__all__ = ["PictureReward", "PictureTask", "Reward", "Task", "load", "names"]
 
 # name -> folder of the shipped weights, and the loader of such a folder
-_TASKS: dict[str, tuple[Path, Callable[[Path, torch.device | str], Task]]] = {
+_TASKS: dict[str, tuple[Path, Callable[[Path, torch.device | str], Task | PictureTask]]] = {
     "utr": (utr.WEIGHTS, utr.load),
+    "glyphs": (glyphs.WEIGHTS, glyphs.load),
 }
 
 
@@ -24,13 +26,28 @@ def names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+@overload
+def load(
+    name: Literal["utr"], *, folder: Path | str | None = None, device: torch.device | str = "cpu"
+) -> Task: ...
+@overload
+def load(
+    name: Literal["glyphs"],
+    *,
+    folder: Path | str | None = None,
+    device: torch.device | str = "cpu",
+) -> PictureTask: ...
+@overload
 def load(
     name: str, *, folder: Path | str | None = None, device: torch.device | str = "cpu"
-) -> Task:
+) -> Task | PictureTask: ...
+def load(
+    name: str, *, folder: Path | str | None = None, device: torch.device | str = "cpu"
+) -> Task | PictureTask:
     """Load a task and its models.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`: "utr" designs sequences, "glyphs" makes pictures.
         folder: weights and card made by `fastguide zoo train`; None takes the shipped ones.
         device: where the models run.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as format_tensors
 from torch import nn
 
-from fastguide.errors import CheckpointError
+from fastguide.errors import ArgumentError, CheckpointError
 
 Tensor = torch.Tensor
 
@@ -44,6 +45,44 @@ def write_card(folder: Path, card: dict[str, Any]) -> Path:
     path = folder / CARD
     path.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to train into, before anything costs time.
+
+    Raises:
+        ArgumentError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArgumentError(
+            f"out: cannot write into {folder} ({error.strerror}); give a folder you may write to"
+        ) from error
+
+
+def store_model(
+    folder: Path, name: str, model: nn.Module, config: dict[str, Any], flops: int
+) -> dict[str, Any]:
+    """Write a model, which is then as stored; its entry in the card.
+
+    Args:
+        folder: of the checkpoint.   name: of the model and its file.
+        config: constructor arguments.   flops: floating-point operations of one row.
+    """
+    path = folder / f"{name}.safetensors"
+    sha256 = save_weights(path, model)
+    load_weights(path, sha256, model)
+    return {
+        "file": path.name,
+        "sha256": sha256,
+        "bytes": path.stat().st_size,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "mflop_per_row": round(flops / 1e6, 1),
+        "config": config,
+    }
 
 
 def save_weights(path: Path, model: nn.Module) -> str:

@@ -108,7 +108,12 @@ def processes(count: int) -> Iterator[Callable[..., Callable[[], State]]]:
 
     Yields submit(function, *args) -> a function that waits for the result. Functions and arguments
     must be picklable. Results do not depend on `count`.
+
+    Raises:
+        ArgumentError: count below 1.
     """
+    if count < 1:
+        raise ArgumentError(f"threads must be at least 1, got {count}")
     if count == 1:
         yield lambda function, *args: partial(_on_one_thread, function, *args)
         return

@@ -9,7 +9,6 @@ only once, for the metrics of the card.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastguide.errors import ArgumentError
 from fastguide.nn import count_flops
 from fastguide.zoo import utr, utr_data
-from fastguide.zoo.checkpoint import load_weights, save_weights, write_card
+from fastguide.zoo.checkpoint import make_folder, store_model, write_card
 from fastguide.zoo.fitting import Fit, State, fit_network, processes
 from fastguide.zoo.task import Task
 
@@ -96,17 +94,8 @@ def train(
         ArgumentError: the data cannot be read, or `out` cannot be written.
     """
     recipe = recipe or Recipe()
-    if threads < 1:
-        raise ArgumentError(f"threads must be at least 1, got {threads}")
     data, out = Path(data), Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ArgumentError(
-            f"out: cannot write into {out} ({error.strerror}); give a folder you may write to"
-        ) from error
+    make_folder(out)
     rows = utr_data.read(data)
     start = time.perf_counter()
     states = _fit_all(data, recipe, seed, threads, progress)
@@ -220,12 +209,16 @@ def _store_all(
         denoiser = utr.build_denoiser(recipe.denoiser)
         oracles = {half: utr.build_oracle(recipe.oracle, recipe.members) for half in HALVES}
     _set_state(denoiser, states["denoiser"][0])
-    models = {"denoiser": _store(out, "denoiser", denoiser, recipe.denoiser)}
+
+    def store(name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+        return store_model(out, name, model, config, count_flops(model, utr_data.LENGTH))
+
+    models = {"denoiser": store("denoiser", denoiser, recipe.denoiser)}
     for half, oracle in oracles.items():
         oracle.centre, oracle.scale = target_moments(rows, half)
         for member, state in zip(oracle.members, states[half], strict=True):
             _set_state(member, state)
-        models[half] = _store(out, half, oracle, recipe.oracle) | {"members": recipe.members}
+        models[half] = store(half, oracle, recipe.oracle) | {"members": recipe.members}
     return models
 
 
@@ -302,21 +295,6 @@ def _fit_member(data: Path, recipe: Recipe, half: str, seed: int, progress: bool
 
 def _set_state(model: nn.Module, state: State) -> None:
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-
-
-def _store(out: Path, name: str, model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Write one model; its entry in the card."""
-    path = out / f"{name}.safetensors"
-    sha256 = save_weights(path, model)
-    load_weights(path, sha256, model)
-    return {
-        "file": path.name,
-        "sha256": sha256,
-        "bytes": path.stat().st_size,
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "mflop_per_row": round(count_flops(model, utr_data.LENGTH) / 1e6, 1),
-        "config": config,
-    }
 
 
 def _card(
