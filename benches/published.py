@@ -1,4 +1,4 @@
-"""SVDD as published code runs it, written from its description: the baseline of bench_svdd.
+"""SVDD as published code runs it, written from its description: the baselines end to end.
 
 Per step: one denoiser call for the current state; then for each of M candidates, one after the
 other, a Gumbel-argmax draw over the V + 1 columns of the unnormalised kernel, a denoiser call on
@@ -10,6 +10,7 @@ here alpha is honoured, so that both sides sample the same law.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -63,3 +64,44 @@ def published_svdd(
             x = torch.stack(candidates, dim=1)[torch.arange(num_samples), chosen]
         mode = denoiser(x, zeros)[..., :vocab_size].argmax(dim=-1)
     return torch.where(x == mask, mode, x)
+
+
+def published_image_svdd(
+    unet: Callable[..., Tensor],
+    scheduler: Any,
+    reward: Callable[[Tensor], Tensor],
+    *,
+    num_samples: int,
+    shape: tuple[int, ...],
+    num_candidates: int,
+    num_steps: int,
+    alpha: float,
+) -> Tensor:
+    """Samples [N, *shape] by the loop of released image code around a DDPM scheduler.
+
+    Per step: the denoiser on the current state; then for each of M candidates, one after the other,
+    a scheduler step with fresh noise, the denoiser on the candidate, the predicted clean image and
+    its reward.
+    """
+    scheduler.set_timesteps(num_steps)
+    x = torch.randn(num_samples, *shape)
+    steps = list(scheduler.timesteps)
+    with torch.no_grad():
+        for i, t in enumerate(steps):
+            output = unet(x, t)
+            if i + 1 == len(steps):
+                return scheduler.step(output, t, x).prev_sample
+            candidates, scores = [], []
+            for _ in range(num_candidates):
+                proposed = scheduler.step(output, t, x).prev_sample
+                following = unet(proposed, steps[i + 1])
+                clean = scheduler.step(following, steps[i + 1], proposed).pred_original_sample
+                scores.append(reward(clean))
+                candidates.append(proposed)
+            values = torch.stack(scores, dim=1).double()
+            if alpha == 0:
+                chosen = values.argmax(dim=1)
+            else:
+                chosen = torch.multinomial((values / alpha).softmax(dim=1), 1)[:, 0]
+            x = torch.stack(candidates, dim=1)[torch.arange(num_samples), chosen]
+    raise AssertionError("a schedule without steps")

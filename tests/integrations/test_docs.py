@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("diffusers")
@@ -32,3 +34,12 @@ def test_the_matrix_names_every_pair() -> None:
 @pytest.mark.slow
 def test_the_matrix_is_what_runs() -> None:
     assert written() == table(), AGAIN
+
+
+def test_the_example_without_a_model_runs(root, capsys) -> None:
+    text = (root / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    (block,) = [each for each in re.findall(r"```python\n(.+?)```", text, re.S) if "zoo" in each]
+    names: dict = {}
+    exec(block.replace("num_inference_steps=32", "num_inference_steps=4"), names)
+    assert len(names["out"].images) == 4
+    assert "denoiser 100 of 128 rows" in capsys.readouterr().out
