@@ -25,6 +25,7 @@ os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 import triton
+import triton_training
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -217,6 +218,7 @@ def _default_calls() -> Iterator[Callable[[], Any]]:
     yield _select(gather=[(torch.zeros(64, 10, 1024), None)])
     for kind in ("lme", "mean", "cvar"):
         yield _soft_value(kind)
+    yield from triton_training.default_calls()
 
 
 def _branch_calls() -> Iterator[Callable[[], Any]]:
@@ -276,6 +278,7 @@ def _branch_calls() -> Iterator[Callable[[], Any]]:
     yield _select(alpha=double, seed=integer, counter=integer)
     for kind in ("lme", "cvar"):
         yield _soft_value(kind, alpha=double, tau=double)
+    yield from triton_training.branch_calls()
 
 
 def _combinations() -> Iterator[Callable[[], Any]]:

@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
+#include "cpu/training.h"
 
 namespace py = pybind11;
 using namespace fastguide;
@@ -264,6 +266,8 @@ void bind_soft_value(Address values, bool is_double, Strides2 strides, i64 num_r
                pointer<float>(out), num_threads);
 }
 
+#include "bind_training.h"
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -285,4 +289,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("select", &bind_select);
   m.def("resample", &bind_resample);
   m.def("soft_value", &bind_soft_value);
+  define_training<float>(m, "float32");
+  define_training<double>(m, "float64");
 }

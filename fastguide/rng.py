@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     FINAL = 8
     RESAMPLE = 9
     MASK = 10
+    RELAX = 11
 
 
 def check_seed(seed: int) -> int:

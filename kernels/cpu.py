@@ -48,6 +48,12 @@ def supported_levels() -> list[str]:
 cpu_level()
 
 
+def of_dtype(name: str, dtype: torch.dtype) -> Callable[..., Fault | None]:
+    """The compiled function of a training op for float32 or float64 tensors."""
+    function: Callable[..., Fault | None] = getattr(_C, f"{name}_{str(dtype)[6:]}")
+    return function
+
+
 def _address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -21,6 +21,7 @@ LOGIT_FAULT = tl.constexpr(5)
 NO_TOKEN_FAULT = tl.constexpr(6)
 VALUE_FAULT = tl.constexpr(7)
 GATHER_FAULT = tl.constexpr(8)
+SCALAR_FAULT = tl.constexpr(10)
 
 
 def interpreting() -> bool:

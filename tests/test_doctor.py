@@ -71,7 +71,7 @@ def test_reasons_of_what_is_not_installed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     code, shown, line = diagnose(capsys)
     assert code == 0  # no tensor on this machine needs it
-    assert "unique_rows       cpp         none" in shown
+    assert "unique_rows          cpp         none" in shown
     fix = "backend 'cuda' needs cupy, which is not installed: install the GPU extra with"
     assert fix in line.split("why, on CUDA:")[1]
 
@@ -82,7 +82,7 @@ def test_without_extension(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "fastguide.kernels.cpu", None)
     code, shown, line = diagnose(capsys)
     assert code == 1
-    assert "select            none" in shown
+    assert "select               none" in shown
     assert "BROKEN backends on CPU nothing serves philox_uniform, philox_normal" in line
     assert "BROKEN  guided run, CPU" in shown
     assert "pip install -e . --no-build-isolation" in line
@@ -93,7 +93,7 @@ def test_on_the_reference(capsys):
     with fg.use_backend("reference"):
         code, shown, line = diagnose(capsys)
     assert code == 0
-    assert "philox_uniform    reference   reference" in shown
+    assert "philox_uniform       reference   reference" in shown
     assert "- forced by FASTGUIDE_BACKEND or use_backend" in line
 
 

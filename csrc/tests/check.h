@@ -27,5 +27,6 @@ inline bool fault_is(const fastguide::Fault& fault, fastguide::FaultCode code, l
   return fault.code == code && fault.row == row && fault.column == column && fault.value == value;
 }
 
-// Of test_particles.cpp.
+// Of test_particles.cpp and test_training.cpp.
 void test_particles();
+void test_training();

@@ -363,6 +363,7 @@ int main() {
   test_select();
   test_soft_value();
   test_particles();
+  test_training();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed;
 }

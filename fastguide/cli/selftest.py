@@ -85,6 +85,7 @@ def op_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
     logits = torch.arange(108.0).view(3, 9, 4).sin()
     values = torch.arange(18.0).view(3, 6).cos()
     keys = reference.masked_keys(x)
+    numbers = (values[:, 0], values[:, 1])
     return {
         "philox_uniform": (stream, dict(num_elements=9, num_candidates=3)),
         "philox_normal": (stream, dict(num_elements=9, num_candidates=3)),
@@ -102,6 +103,19 @@ def op_calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "select": ((values,), dict(alpha=0.5, gather=[values], **drawn)),
         "resample": ((values,), dict(gather=[values], **drawn)),
         "soft_value": ((values, 0.5), {}),
+        "gaussian_ppo": (
+            (values, values.sin(), values.tan(), *numbers),
+            dict(a=0.5, b=0.25, s=0.75, clip=(0.5, 2.0), output_ref=values.exp()),
+        ),
+        "masked_ppo": (
+            (logits, x, x % 4, *numbers),
+            dict(mask_token=4, rho=0.5, clip=(0.5, 2.0), logits_ref=logits.cos()),
+        ),
+        "gumbel_softmax_step": (
+            (logits, torch.nn.functional.one_hot(x).float()),
+            dict(rho=0.5, tau=0.75, logits_ref=logits.cos(), **drawn),
+        ),
+        "subs_cross_entropy": ((logits, x, x % 4), dict(mask_token=4, weight=values[:, 0])),
     }
 
 

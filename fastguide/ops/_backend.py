@@ -25,20 +25,28 @@ OPS = (
     "select",
     "resample",
     "soft_value",
+    "gaussian_ppo",
+    "masked_ppo",
+    "gumbel_softmax_step",
+    "subs_cross_entropy",
 )
+TRAINING_OPS = frozenset(OPS[-4:])
 BACKENDS = ("cpp", "reference", "triton", "cuda")
 # What each compiled GPU backend has a kernel for; a missing op is served by the other one.
-TRITON_OPS = frozenset(
-    {
-        "philox_uniform",
-        "philox_normal",
-        "masked_propose",
-        "masked_posterior",
-        "masked_keys",
-        "gaussian_propose",
-        "select",
-        "soft_value",
-    }
+TRITON_OPS = (
+    frozenset(
+        {
+            "philox_uniform",
+            "philox_normal",
+            "masked_propose",
+            "masked_posterior",
+            "masked_keys",
+            "gaussian_propose",
+            "select",
+            "soft_value",
+        }
+    )
+    | TRAINING_OPS
 )
 CUDA_OPS = frozenset({"resample", "select", "unique_rows"})
 ENVIRONMENT_VARIABLE = "FASTGUIDE_BACKEND"
@@ -172,8 +180,10 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def launcher(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
-    """`launch_<op>` of the backend that serves `tensor`; imported at first use.
+def launcher(op: str, tensor: torch.Tensor, part: str = "") -> Callable[..., Any]:
+    """`launch_<op><part>` of the backend that serves `tensor`; imported at first use.
+
+    part: "" or what an op has besides its forward kernel, such as "_backward".
 
     Raises:
         BackendError: the native extension was not built, or cannot run on this CPU as asked.
@@ -185,7 +195,9 @@ def launcher(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
         module = importlib.import_module("fastguide.kernels.cuda_launchers")
     else:
         module = native()
-    launch: Callable[..., Any] = getattr(module, f"launch_{op}")
+        if op in TRAINING_OPS:
+            module = importlib.import_module("fastguide.kernels.cpu_training")
+    launch: Callable[..., Any] = getattr(module, f"launch_{op}{part}")
     if (
         backend == "triton"
         and tensor.is_cuda

@@ -216,6 +216,20 @@ _FAULTS = {
 }
 # Where an op calls the same fault by another name.
 _FAULTS_OF = {
+    ("gaussian_ppo", FaultCode.SCALAR): (
+        ArgumentError,
+        "{op}: s[{row}] must be > 0: a step without noise has no density; leave such rows out",
+    ),
+    ("masked_ppo", FaultCode.TOKEN): (
+        ArgumentError,
+        "{op}: x or x_next holds {value} at [{row}, {column}], neither mask_token nor a token in "
+        "[0, V); logits must have one column per token",
+    ),
+    ("subs_cross_entropy", FaultCode.TOKEN): (
+        ArgumentError,
+        "{op}: x or targets holds {value} at [{row}, {column}]; x must be mask_token or a token in "
+        "[0, V), and a token where it is the mask has to be given by targets",
+    ),
     ("gaussian_propose", FaultCode.INDEX): (
         ArgumentError,
         "{op}: index[{row}] = {value} is no row of output; it must lie in [0, U)",

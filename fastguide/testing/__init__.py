@@ -6,11 +6,14 @@ Not imported by the package itself.
 from __future__ import annotations
 
 from fastguide.testing.asserts import assert_matches
-from fastguide.testing.cases import Case, cases
+from fastguide.testing.case import Case
+from fastguide.testing.cases import cases
 from fastguide.testing.poison import poisoned
 from fastguide.testing.statistics import chi_square_p, ks_uniform_p, z_score
+from fastguide.testing.training_cases import TRAINING_OPS
 
 __all__ = [
+    "TRAINING_OPS",
     "Case",
     "assert_matches",
     "cases",

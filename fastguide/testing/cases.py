@@ -6,70 +6,21 @@ Inputs are slices of larger tensors by default, so that a kernel which ignores s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fastguide import ops, reference
+from fastguide import reference
 from fastguide.rng import Purpose
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of one op.
-
-    Attributes:
-        op, name: what is called and what is special about it.
-        args, kwargs: as `fastguide.ops.<op>` takes them.
-    """
-
-    op: str
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.name}"
-
-    def run(self, **extra: Any) -> Any:
-        """Call the public op."""
-        return getattr(ops, self.op)(*self.args, **self.kwargs, **extra)
-
-    def oracle(self) -> Any:
-        """Call the reference."""
-        return getattr(reference, self.op)(*self.args, **self.kwargs)
+from fastguide.testing.case import Case, Draw, Sample
+from fastguide.testing.training_cases import TRAINING_OPS, training_cases
 
 
 def cases(op: str) -> list[Case]:
     """Every sample call of `op`; the same tensors in every process."""
+    if op in TRAINING_OPS:
+        return training_cases(op)
     return [Case(op, name, args, kwargs) for name, args, kwargs in _BUILDERS[op]()]
-
-
-Sample = tuple[str, tuple[Any, ...], dict[str, Any]]
-
-
-class _Draw:
-    """Random inputs from a private generator."""
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=dtype)
-
-    def integers(self, low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=self.generator)
-
-    def logits(self, u: int, length: int, vocab: int, dtype: torch.dtype) -> torch.Tensor:
-        """[U, L, V], a slice of [U, L, V + 1] as a denoiser with a mask column gives it."""
-        return (3 * self.normal(u, length, vocab + 1, dtype=dtype))[..., :vocab]
-
-    def states(self, n: int, length: int, vocab: int, mask: int, share: float) -> torch.Tensor:
-        """[N, L], a strided slice, with a share of masked sites."""
-        x = self.integers(0, vocab, n, 2 * length)
-        masked = torch.rand(n, 2 * length, generator=self.generator) < share
-        return torch.where(masked, mask, x)[:, ::2]
 
 
 def _stream() -> Iterator[Sample]:
@@ -93,7 +44,7 @@ def _philox_normal() -> Iterator[Sample]:
 
 
 def _masked_keys() -> Iterator[Sample]:
-    draw = _Draw(1)
+    draw = Draw(1)
     for n, length in [(0, 4), (1, 1), (5, 8), (3, 50), (2, 201), (2, 0)]:
         yield f"R{n}-L{length}", (draw.states(n, length, 5, 5, 0.5),), {}
     yield "wide tokens", (draw.integers(-(2**62), 2**62, 4, 19),), {}
@@ -134,7 +85,7 @@ def edge_logits(u: torch.Tensor, gap: torch.Tensor, vocab: int) -> torch.Tensor:
 
 
 def _masked_propose() -> Iterator[Sample]:
-    draw = _Draw(2)
+    draw = Draw(2)
     for i, (name, n, length, vocab, k, rho, share, temperature) in enumerate(_PROPOSE):
         dtype = torch.float64 if i % 2 else torch.float32
         x = draw.states(n, length, vocab, vocab, share)
@@ -200,7 +151,7 @@ def _masked_propose() -> Iterator[Sample]:
 
 
 def _masked_posterior() -> Iterator[Sample]:
-    draw = _Draw(3)
+    draw = Draw(3)
     for i, (n, length, vocab, share) in enumerate(
         [
             (0, 4, 3, 0.5),
@@ -248,7 +199,7 @@ def _masked_posterior() -> Iterator[Sample]:
 
 
 def _unique_rows() -> Iterator[Sample]:
-    draw = _Draw(4)
+    draw = Draw(4)
     for r, length, distinct in [(0, 4, 1), (1, 1, 1), (7, 3, 2), (300, 50, 90), (64, 5, 64)]:
         pool = draw.integers(0, 4, distinct, length)
         rows = pool[draw.integers(0, distinct, r)]
@@ -266,7 +217,7 @@ def _unique_rows() -> Iterator[Sample]:
 
 
 def _select() -> Iterator[Sample]:
-    draw = _Draw(5)
+    draw = Draw(5)
     for i, (n, k) in enumerate([(0, 3), (1, 1), (5, 10), (63, 7), (4, 257)]):
         dtype = torch.float64 if i % 2 else torch.float32
         values = draw.normal(n, 2 * k, dtype=dtype)[:, ::2]
@@ -322,7 +273,7 @@ _GAUSSIAN: list[tuple[str, int, tuple[int, ...], int, float]] = [
 
 
 def _gaussian_propose() -> Iterator[Sample]:
-    draw = _Draw(7)
+    draw = Draw(7)
     for i, (name, n, shape, k, s) in enumerate(_GAUSSIAN):
         for dtype in (torch.float32, torch.float64):
             x = draw.normal(n, *shape[:-1], 2 * shape[-1], dtype=dtype)[..., ::2]
@@ -352,7 +303,7 @@ def _gaussian_propose() -> Iterator[Sample]:
 
 
 def _resample() -> Iterator[Sample]:
-    draw = _Draw(8)
+    draw = Draw(8)
     for i, (g, n) in enumerate([(0, 3), (1, 1), (5, 4), (3, 63), (2, 1500)]):
         dtype = torch.float64 if i % 2 else torch.float32
         log_w = 2 * draw.normal(g, 2 * n, dtype=dtype)[:, ::2]
@@ -391,7 +342,7 @@ def _resample() -> Iterator[Sample]:
 
 
 def _soft_value() -> Iterator[Sample]:
-    draw = _Draw(6)
+    draw = Draw(6)
     for i, (r, s) in enumerate([(0, 3), (1, 1), (7, 4), (50, 16)]):
         dtype = torch.float64 if i % 2 else torch.float32
         values = 5 * draw.normal(r, 2 * s, dtype=dtype)[:, ::2]

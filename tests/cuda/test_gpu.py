@@ -16,7 +16,7 @@ from on_device import DEVICES, captured, far, filled_late, moved
 from fastguide import ops, reference
 from fastguide.errors import BackendError, NonFiniteError
 from fastguide.kernels.cuda_launchers import SCHEMES
-from fastguide.testing import Case, assert_matches, cases
+from fastguide.testing import TRAINING_OPS, Case, assert_matches, cases
 
 CUDA = "cuda"
 CUDA_OPS = ("resample", "select", "unique_rows")
@@ -28,12 +28,16 @@ def _emulated_on_the_cpu(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("on_host")
 
 
+# Those of training, with their gradients, are in tests/triton/test_training.py.
+EVERY_CASE = [c for op in sorted(set(ops.backends()) - set(TRAINING_OPS)) for c in cases(op)]
+
+
 def on_gpu(case: Case) -> Any:
     return moved(getattr(ops, case.op)(*moved(case.args, CUDA), **moved(case.kwargs, CUDA)), "cpu")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", [c for op in sorted(ops.backends()) for c in cases(op)], ids=str)
+@pytest.mark.parametrize("case", EVERY_CASE, ids=str)
 def test_default_backend_matches_the_reference(case: Case) -> None:
     assert_matches(case.op, on_gpu(case), case.oracle())
 

@@ -32,10 +32,11 @@ class RecordOps(TorchDispatchMode):
 
 
 def registered_call(case: Case) -> tuple[Any, tuple[Any, ...]]:
-    """The operator behind a case, with its positional arguments."""
+    """The operator behind a case, with its positional arguments; its gradient's comes second."""
     with RecordOps() as record:
         case.run()
-    ((operator, args),) = record.calls
+    (operator, args), *backward = record.calls
+    assert [each.name() for each, _ in backward] in ([], [f"fastguide::{case.op}_backward"])
     assert operator.name() == f"fastguide::{case.op}"
     return operator, args
 

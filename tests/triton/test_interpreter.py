@@ -17,7 +17,7 @@ import triton.language as tl
 
 from fastguide import ops, reference
 from fastguide.errors import BackendError, FastguideError
-from fastguide.ops._backend import TRITON_OPS
+from fastguide.ops._backend import TRAINING_OPS, TRITON_OPS
 from fastguide.testing import Case, assert_matches, cases
 
 pytestmark = pytest.mark.skipif(
@@ -33,7 +33,7 @@ def marked(case: Case) -> Any:
     return pytest.param(case, marks=[pytest.mark.slow] if long else [], id=str(case))
 
 
-ALL = [marked(case) for op in sorted(TRITON_OPS) for case in cases(op)]
+ALL = [marked(case) for op in sorted(TRITON_OPS - TRAINING_OPS) for case in cases(op)]
 
 
 def flatten(result: Any) -> list[torch.Tensor]:

@@ -54,7 +54,7 @@ def test_both_dtypes_and_every_constant_are_compiled(
         for name, value in row["constants"].items()
         if isinstance(value, bool)
     }
-    assert len(switches) == 16
+    assert len(switches) == 17
     assert [switch for switch, seen in switches.items() if seen != {True, False}] == []
     for kernel in ("_select_kernel", "_soft_value_kernel", "_masked_draw_kernel"):
         types = {row["types"].split()[0] for row in triton_registers if row["kernel"] == kernel}

@@ -1,0 +1,216 @@
+// The training ops of fastguide._C: the part of bind.cpp that has a type for each dtype. It stands in
+// bind.cpp's own namespace, after the helpers that it uses.
+
+// (output, x, x_next, output_ref or absent)
+using PpoRowsTuple = std::tuple<RowsTuple, RowsTuple, RowsTuple, RowsTuple>;
+// (old_log_prob, advantage, low, high) and (surrogate, kl, log_prob, ratio, clipped, slope)
+using PpoInputsTuple = std::tuple<Address, Address, double, double>;
+using PpoOutputsTuple = std::tuple<Address, Address, Address, Address, Address, Address>;
+
+PpoInputs make_ppo_inputs(const PpoInputsTuple& inputs) {
+  const auto [old_log_prob, advantage, low, high] = inputs;
+  return {pointer<const double>(old_log_prob), pointer<const double>(advantage), low, high};
+}
+
+PpoOutputs make_ppo_outputs(const PpoOutputsTuple& outputs) {
+  const auto [surrogate, kl, log_prob, ratio, clipped, slope] = outputs;
+  return {pointer<double>(surrogate), pointer<double>(kl), pointer<double>(log_prob),
+          pointer<double>(ratio), pointer<bool>(clipped), pointer<double>(slope)};
+}
+
+template <class T>
+Rows<T> make_rows(const RowsTuple& rows) {
+  return {pointer<const T>(std::get<0>(rows)), std::get<1>(rows)};
+}
+
+template <class T>
+struct GaussianPpo {
+  static py::object run(const PpoRowsTuple& rows, Address a, Address b, Address s, i64 num_rows,
+                        i64 num_elements, const PpoInputsTuple& inputs,
+                        const PpoOutputsTuple& outputs, int num_threads) {
+    Fault fault;
+    {
+      py::gil_scoped_release release;
+      fault = gaussian_ppo(args(rows, a, b, s, num_rows, num_elements), make_ppo_inputs(inputs),
+                           make_ppo_outputs(outputs), num_threads);
+    }
+    return fault_or_none(fault);
+  }
+  static void pull(const PpoRowsTuple& rows, Address a, Address b, Address s, i64 num_rows,
+                   i64 num_elements, Address d_log_prob, Address d_kl, Address d_output,
+                   int num_threads) {
+    py::gil_scoped_release release;
+    gaussian_ppo_backward(args(rows, a, b, s, num_rows, num_elements),
+                          pointer<const double>(d_log_prob), pointer<const double>(d_kl),
+                          pointer<T>(d_output), num_threads);
+  }
+  static GaussianPpoArgs<T> args(const PpoRowsTuple& rows, Address a, Address b, Address s,
+                                 i64 num_rows, i64 num_elements) {
+    const auto& [output, x, x_next, output_ref] = rows;
+    return {make_rows<T>(output),     make_rows<T>(x),          make_rows<T>(x_next),
+            make_rows<T>(output_ref), pointer<const double>(a), pointer<const double>(b),
+            pointer<const double>(s), num_rows,                 num_elements};
+  }
+};
+
+// (data, strides); data 0: absent.
+using SitesTuple = std::tuple<Address, Strides3>;
+
+template <class T>
+SiteLogits<T> make_sites(const SitesTuple& sites) {
+  const auto [row, site, token] = std::get<1>(sites);
+  return {pointer<const T>(std::get<0>(sites)), row, site, token};
+}
+
+// (x, x_next or targets, N, L, V, mask)
+using StepTuple = std::tuple<Address, Address, i64, i64, i64, i64>;
+
+template <class T>
+struct MaskedPpo {
+  static py::object run(const SitesTuple& logits, const SitesTuple& ref, const StepTuple& step,
+                        Address rho, double temperature, const PpoInputsTuple& inputs,
+                        const PpoOutputsTuple& outputs, Address sites, int num_threads) {
+    Fault fault;
+    {
+      py::gil_scoped_release release;
+      fault = masked_ppo(args(logits, ref, step, rho, temperature), make_ppo_inputs(inputs),
+                         make_ppo_outputs(outputs), pointer<double>(sites), num_threads);
+    }
+    return fault_or_none(fault);
+  }
+  static void pull(const SitesTuple& logits, const SitesTuple& ref, const StepTuple& step,
+                   Address rho, double temperature, Address sites, Address d_log_prob,
+                   Address d_kl, Address d_logits, int num_threads) {
+    py::gil_scoped_release release;
+    masked_ppo_backward(args(logits, ref, step, rho, temperature), pointer<const double>(sites),
+                        pointer<const double>(d_log_prob), pointer<const double>(d_kl),
+                        pointer<T>(d_logits), num_threads);
+  }
+  static MaskedPpoArgs<T> args(const SitesTuple& logits, const SitesTuple& ref,
+                               const StepTuple& step, Address rho, double temperature) {
+    const auto [x, x_next, num_rows, length, vocab_size, mask] = step;
+    return {make_sites<T>(logits),
+            make_sites<T>(ref),
+            pointer<const i64>(x),
+            pointer<const i64>(x_next),
+            num_rows,
+            length,
+            vocab_size,
+            mask,
+            pointer<const double>(rho),
+            temperature};
+  }
+};
+
+template <class T>
+struct SubsCrossEntropy {
+  static py::object run(const SitesTuple& logits, const StepTuple& step, Address loss,
+                        Address normalisers, int num_threads) {
+    Fault fault;
+    {
+      py::gil_scoped_release release;
+      fault = subs_cross_entropy(args(logits, step), pointer<double>(loss),
+                                 pointer<double>(normalisers), num_threads);
+    }
+    return fault_or_none(fault);
+  }
+  static void pull(const SitesTuple& logits, const StepTuple& step, Address normalisers,
+                   Address d_loss, Address d_logits, int num_threads) {
+    py::gil_scoped_release release;
+    subs_cross_entropy_backward(args(logits, step), pointer<const double>(normalisers),
+                                pointer<const double>(d_loss), pointer<T>(d_logits), num_threads);
+  }
+  static void slice_sums(Address logits, i64 num_rows, i64 num_tokens, i64 first, Address targets,
+                         Address top, Address total, Address chosen, int num_threads) {
+    py::gil_scoped_release release;
+    const LogitsSlice<T> slice = {pointer<T>(logits), num_rows, num_tokens, first,
+                                  pointer<const i64>(targets)};
+    subs_slice_sums(slice, pointer<double>(top), pointer<double>(total), pointer<double>(chosen),
+                    num_threads);
+  }
+  static void slice_pull(Address logits, i64 num_rows, i64 num_tokens, i64 first, Address targets,
+                         Address normalisers, Address scale, int num_threads) {
+    py::gil_scoped_release release;
+    const LogitsSlice<T> slice = {pointer<T>(logits), num_rows, num_tokens, first,
+                                  pointer<const i64>(targets)};
+    subs_slice_pull(slice, pointer<const double>(normalisers), pointer<const double>(scale),
+                    num_threads);
+  }
+  static SubsArgs<T> args(const SitesTuple& logits, const StepTuple& step) {
+    const auto [x, targets, num_rows, length, vocab_size, mask] = step;
+    return {make_sites<T>(logits),
+            pointer<const i64>(x),
+            pointer<const i64>(targets),
+            num_rows,
+            length,
+            vocab_size,
+            mask};
+  }
+};
+
+// (x, N, L, V)
+using RelaxedTuple = std::tuple<Address, i64, i64, i64>;
+// (seed, chains, c3)
+using StreamTuple = std::tuple<u64, Address, u32>;
+
+template <class T>
+struct GumbelSoftmaxStep {
+  static py::object run(const SitesTuple& logits, const SitesTuple& ref, const RelaxedTuple& state,
+                        Address rho, double tau, double temperature, const StreamTuple& stream,
+                        bool straight_through, Address out, Address kl, int num_threads) {
+    Fault fault;
+    {
+      py::gil_scoped_release release;
+      fault = gumbel_softmax_step(args(logits, ref, state, rho, tau, temperature, stream),
+                                  straight_through, pointer<T>(out), pointer<double>(kl),
+                                  num_threads);
+    }
+    return fault_or_none(fault);
+  }
+  static void pull(const SitesTuple& logits, const SitesTuple& ref, const RelaxedTuple& state,
+                   Address rho, double tau, double temperature, const StreamTuple& stream,
+                   Address d_next, Address d_kl, Address d_logits, Address d_x, Address d_ref,
+                   int num_threads) {
+    py::gil_scoped_release release;
+    gumbel_softmax_step_backward(args(logits, ref, state, rho, tau, temperature, stream),
+                                 pointer<const T>(d_next), pointer<const double>(d_kl),
+                                 pointer<T>(d_logits), pointer<T>(d_x), pointer<T>(d_ref),
+                                 num_threads);
+  }
+  static RelaxedStepArgs<T> args(const SitesTuple& logits, const SitesTuple& ref,
+                                 const RelaxedTuple& state, Address rho, double tau,
+                                 double temperature, const StreamTuple& stream) {
+    const auto [x, num_rows, length, vocab_size] = state;
+    const auto [seed, chains, c3] = stream;
+    return {make_sites<T>(logits),
+            make_sites<T>(ref),
+            pointer<const T>(x),
+            num_rows,
+            length,
+            vocab_size,
+            pointer<const double>(rho),
+            tau,
+            temperature,
+            seed,
+            pointer<const i64>(chains),
+            c3};
+  }
+};
+
+// Every function once for each dtype, "..._float32" and "..._float64".
+template <class T>
+void define_training(py::module_& m, const std::string& dtype) {
+  const auto define = [&](const char* name, auto function) {
+    m.def((name + dtype).c_str(), function);
+  };
+  define("gaussian_ppo_", &GaussianPpo<T>::run);
+  define("gaussian_ppo_backward_", &GaussianPpo<T>::pull);
+  define("masked_ppo_", &MaskedPpo<T>::run);
+  define("masked_ppo_backward_", &MaskedPpo<T>::pull);
+  define("gumbel_softmax_step_", &GumbelSoftmaxStep<T>::run);
+  define("gumbel_softmax_step_backward_", &GumbelSoftmaxStep<T>::pull);
+  define("subs_cross_entropy_", &SubsCrossEntropy<T>::run);
+  define("subs_cross_entropy_backward_", &SubsCrossEntropy<T>::pull);
+  define("subs_slice_sums_", &SubsCrossEntropy<T>::slice_sums);
+  define("subs_slice_pull_", &SubsCrossEntropy<T>::slice_pull);
+}

@@ -1,0 +1,232 @@
+// Softmaxes of single sites, for the training ops; included once per instruction set.
+//
+// Small vocabularies go SITES sites at a time, side by side in float64. Large ones go block by block,
+// in the dtype of the logits; their sums are float64 and have an order of their own, the same
+// everywhere.
+#include "fastguide/masked_ppo.cuh"
+
+namespace fastguide {
+namespace FG_NAMESPACE {
+
+// From here on a vocabulary is large.
+constexpr i64 LARGE_VOCABULARY = 192;
+// Tokens of a block, and strands that its sums go in.
+constexpr i64 TOKEN_BLOCK = 512, STRANDS = 32;
+// Sites of a small vocabulary that go side by side; where there are fewer, the first one fills up.
+constexpr i64 SITES = 32;
+
+template <class T>
+FG_LANE T minus_infinity() {
+  return static_cast<T>(bits_double(0xFFF0000000000000ull));
+}
+
+// z [TOKEN_BLOCK]: scale times the logits of tokens [first, first + count), then -inf.
+template <class T>
+FG_LANE void load_block(const T* site, i64 stride, i64 first, i64 count, T scale, T* z) {
+  const T* from = site + first * stride;
+  if (stride == 1 && count == TOKEN_BLOCK) {
+    for (i64 i = 0; i < TOKEN_BLOCK; ++i) z[i] = scale * from[i];
+    return;
+  }
+  for (i64 i = 0; i < count; ++i) z[i] = scale * from[i * stride];
+  for (i64 i = count; i < TOKEN_BLOCK; ++i) z[i] = minus_infinity<T>();
+}
+
+FG_LANE i64 block_count(i64 first, i64 vocab_size) {
+  return vocab_size - first < TOKEN_BLOCK ? vocab_size - first : TOKEN_BLOCK;
+}
+
+template <class T>
+FG_LANE T largest_strand(const T* tops) {
+  T top = tops[0];
+  for (i64 i = 1; i < STRANDS; ++i) top = tops[i] > top ? tops[i] : top;
+  return top;
+}
+
+FG_LANE double sum_of_strands(const double* sums) {
+  double sum = 0.0;
+  for (i64 i = 0; i < STRANDS; ++i) sum += sums[i];
+  return sum;
+}
+
+template <class T>
+FG_LANE void add_tops(const T* z, T* tops) {
+  for (i64 b = 0; b < TOKEN_BLOCK; b += STRANDS)
+    for (i64 i = 0; i < STRANDS; ++i) tops[i] = z[b + i] > tops[i] ? z[b + i] : tops[i];
+}
+
+template <class T>
+FG_LANE void add_values(const T* values, double* sums) {
+  for (i64 b = 0; b < TOKEN_BLOCK; b += STRANDS)
+    for (i64 i = 0; i < STRANDS; ++i) sums[i] += static_cast<double>(values[b + i]);
+}
+
+// A vocabulary is summed relative to a pivot, an early logit, in strands that are joined at its end
+// only. Where a later logit lies further above the pivot than exponentials can say, it becomes the
+// pivot and the sum begins again.
+template <class T>
+struct SiteStrands {
+  T pivot, tops[STRANDS];
+  double sums[STRANDS];
+};
+
+template <class T>
+FG_LANE void start_strands(T pivot, SiteStrands<T>* site) {
+  site->pivot = pivot == minus_infinity<T>() ? T(0) : pivot;
+  for (i64 i = 0; i < STRANDS; ++i) {
+    site->tops[i] = minus_infinity<T>();
+    site->sums[i] = 0.0;
+  }
+}
+
+// The largest of the first block of a site.
+template <class T>
+FG_LANE T first_top(const T* site, i64 stride, i64 vocab_size, T scale, T* z) {
+  T tops[STRANDS];
+  for (i64 i = 0; i < STRANDS; ++i) tops[i] = minus_infinity<T>();
+  load_block(site, stride, 0, block_count(0, vocab_size), scale, z);
+  add_tops(z, tops);
+  return largest_strand(tops);
+}
+
+// e = exp(z - pivot) of a block, added to the strands.
+template <class T>
+FG_LANE void add_block(const T* z, T* e, SiteStrands<T>* site) {
+  const T pivot = site->pivot;
+  add_tops(z, site->tops);
+  for (i64 i = 0; i < TOKEN_BLOCK; ++i) e[i] = exp_of(z[i] - pivot);
+  add_values(e, site->sums);
+}
+
+// False if the pivot was too low; it is raised then.
+template <class T>
+FG_LANE bool pivot_serves(SiteStrands<T>* site) {
+  const T top = largest_strand(site->tops);
+  if (!(top - site->pivot > T(60))) return true;
+  start_strands(top, site);
+  return false;
+}
+
+template <class T>
+FG_LANE LogitSum strands_sum(const SiteStrands<T>& site) {
+  return {static_cast<double>(site.pivot), sum_of_strands(site.sums)};
+}
+
+// The sum of a site's vocabulary.
+template <class T>
+FG_LANE LogitSum site_sum(const T* logits, i64 stride, i64 vocab_size, T scale) {
+  T z[TOKEN_BLOCK], e[TOKEN_BLOCK];
+  SiteStrands<T> site;
+  start_strands(first_top(logits, stride, vocab_size, scale, z), &site);
+  do {
+    for (i64 first = 0; first < vocab_size; first += TOKEN_BLOCK) {
+      const i64 count = block_count(first, vocab_size);
+      // Logits that need nothing done to them stay where they are.
+      const bool ready = stride == 1 && scale == T(1) && count == TOKEN_BLOCK;
+      if (!ready) load_block(logits, stride, first, count, scale, z);
+      add_block(ready ? logits + first : z, e, &site);
+    }
+  } while (!pivot_serves(&site));
+  return strands_sum(site);
+}
+
+// target [V] = factor softmax(scale logits), given the log normaliser.
+template <class T>
+FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, T scale, double normaliser,
+                           double factor, T* target) {
+  // The normaliser as two numbers: one to subtract from logits without rounding it, and the rest.
+  const T shift = static_cast<T>(normaliser);
+  const T times = static_cast<T>(factor * exp_double(static_cast<double>(shift) - normaliser));
+  if (stride == 1) {
+    for (i64 v = 0; v < vocab_size; ++v) target[v] = times * exp_of(scale * site[v] - shift);
+  } else {
+    for (i64 v = 0; v < vocab_size; ++v)
+      target[v] = times * exp_of(scale * site[v * stride] - shift);
+  }
+}
+
+// z [V, SITES]: logits of sites [count], 0 < count <= SITES, divided by the temperature.
+template <class T>
+FG_LANE void load_sites(const SiteLogits<T>& logits, const T* row, const i64* sites, i64 count,
+                        i64 vocab_size, double temperature, double* z) {
+  const T* from[SITES];
+  for (i64 j = 0; j < SITES; ++j) from[j] = row + sites[j < count ? j : 0] * logits.site_stride;
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j)
+      z[v * SITES + j] = static_cast<double>(from[j][v * logits.token_stride]);
+  if (temperature != 1.0)
+    for (i64 i = 0; i < vocab_size * SITES; ++i) z[i] /= temperature;
+}
+
+// Of SITES sites each: the largest logit, or 0 where all are -inf, and the sum of exp(z - pivot).
+struct SiteSums {
+  double pivot[SITES], total[SITES];
+};
+
+// e [V, SITES] = exp(z - pivot), which may take the place of z.
+FG_LANE void weigh_sites(const double* z, i64 vocab_size, double* e, SiteSums* sums) {
+  double top[SITES], total[SITES];
+  for (i64 j = 0; j < SITES; ++j) top[j] = minus_infinity<double>();
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j)
+      top[j] = z[v * SITES + j] > top[j] ? z[v * SITES + j] : top[j];
+  for (i64 j = 0; j < SITES; ++j) {
+    top[j] = pick_double(top[j] == minus_infinity<double>(), 0.0, top[j]);
+    total[j] = 0.0;
+  }
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j) e[v * SITES + j] = exp_double(z[v * SITES + j] - top[j]);
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j) total[j] += e[v * SITES + j];
+  for (i64 j = 0; j < SITES; ++j) {
+    sums->pivot[j] = top[j];
+    sums->total[j] = total[j];
+  }
+}
+
+// As log_normaliser, of SITES sites.
+FG_LANE void log_normalisers(const SiteSums& sums, double* out) {
+  const double nan = bits_double(0x7FF8000000000000ull);
+  for (i64 j = 0; j < SITES; ++j)
+    out[j] = pick_double(sums.total[j] > 0.0, sums.pivot[j] + log_double(sums.total[j]), nan);
+}
+
+// KL of SITES sites from e and z of the policy, z of the reference, and both normalisers.
+FG_LANE void site_kls(const double* e, const double* z, const double* z_ref, i64 vocab_size,
+                      const SiteSums& sums, const double* normaliser, const double* normaliser_ref,
+                      double* kl) {
+  double moment[SITES];
+  for (i64 j = 0; j < SITES; ++j) moment[j] = 0.0;
+  // A token of no weight adds nothing, whatever its logits.
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j) {
+      const i64 i = v * SITES + j;
+      moment[j] += pick_double(e[i] > 0.0, e[i] * (z[i] - z_ref[i]), 0.0);
+    }
+  for (i64 j = 0; j < SITES; ++j)
+    kl[j] = moment[j] / sums.total[j] - (normaliser[j] - normaliser_ref[j]);
+}
+
+// Lists the sites of row [L] that hold the mask; returns how many, or -1 and a fault where an entry
+// is neither the mask nor in [0, V). `next` [L], where x is masked: the same.
+FG_LANE i64 list_sites(const i64* x, const i64* next, i64 n, i64 length, i64 vocab_size, i64 mask,
+                       bool mask_allowed, i64* sites, Fault* fault) {
+  i64 count = 0;
+  for (i64 l = 0; l < length; ++l) {
+    const bool masked = x[l] == mask;
+    if (!masked && (x[l] < 0 || x[l] >= vocab_size)) {
+      *fault = {kTokenFault, n, l, x[l]};
+      return -1;
+    }
+    if (!masked) continue;
+    if (!(mask_allowed && next[l] == mask) && (next[l] < 0 || next[l] >= vocab_size)) {
+      *fault = {kTokenFault, n, l, next[l]};
+      return -1;
+    }
+    sites[count++] = l;
+  }
+  return count;
+}
+
+}  // namespace FG_NAMESPACE
+}  // namespace fastguide

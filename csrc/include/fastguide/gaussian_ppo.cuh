@@ -1,0 +1,29 @@
+// Elements of the log-probability of a Gaussian step, of its KL to a reference, and their gradient.
+#pragma once
+
+#include "ppo_terms.cuh"
+
+namespace fastguide {
+
+// The coefficients of x_next ~ N(a x + b output, s^2) in one row, and those of the gradient.
+struct GaussianLaw {
+  double a, b, s;
+};
+
+// How far x_next lies from the mean.
+FG_HD double gaussian_gap(const GaussianLaw& law, double output, double x, double x_next) {
+  return x_next - (law.a * x + law.b * output);
+}
+
+// From sums of the squares of the gap, and of output - output_ref, over num_elements.
+FG_HD double gaussian_log_prob(const GaussianLaw& law, double gaps, i64 num_elements) {
+  constexpr double HALF_LOG_2_PI = 0x1.d67f1c864beb5p-1;
+  const double each = log_double(law.s) + HALF_LOG_2_PI;
+  return -0.5 * (gaps / (law.s * law.s)) - static_cast<double>(num_elements) * each;
+}
+FG_HD double gaussian_kl(const GaussianLaw& law, double differences) {
+  const double scale = law.b / law.s;
+  return 0.5 * (scale * scale) * differences;
+}
+
+}  // namespace fastguide

@@ -1,0 +1,135 @@
+// The training kernels on vocabularies at both sides of every border: closed forms, and memory errors
+// when built with sanitizers.
+#include <cmath>
+#include <vector>
+
+#include "../cpu/training.h"
+#include "check.h"
+
+using namespace fastguide;
+
+namespace {
+
+constexpr i64 N = 3, L = 35;
+
+// Rows of numbers [N], and where the terms go.
+struct Terms {
+  std::vector<double> half = std::vector<double>(N, 0.5), surrogate = half, kl = half, log_prob = half,
+                      ratio = half, slope = half;
+  bool clipped[N] = {};
+  PpoInputs in = {half.data(), half.data(), 0.8, 1.2};
+  PpoOutputs out = {surrogate.data(), kl.data(), log_prob.data(), ratio.data(), clipped, slope.data()};
+};
+
+// Two sites of three are masked, and in the next state half of those are revealed.
+struct Steps {
+  std::vector<i64> x, next, targets;
+  double masked = 0.0, revealed = 0.0;  // per row, of the first one
+
+  explicit Steps(i64 vocab_size) : x(N * L), next(N * L), targets(N * L) {
+    for (i64 i = 0; i < N * L; ++i) {
+      const bool hidden = i % 3 != 0, shown = i % 2 == 0;
+      targets[static_cast<size_t>(i)] = i % vocab_size;
+      x[static_cast<size_t>(i)] = hidden ? vocab_size : i % vocab_size;
+      next[static_cast<size_t>(i)] = hidden && !shown ? vocab_size : i % vocab_size;
+      masked += i < L && hidden;
+      revealed += i < L && hidden && shown;
+    }
+  }
+};
+
+bool near(double got, double due) { return std::fabs(got - due) <= 1e-5 * (1.0 + std::fabs(due)); }
+
+// With equal logits every token has probability 1 / V.
+template <class T>
+void test_equal_logits(i64 vocab_size) {
+  const std::vector<T> logits(static_cast<size_t>(N * L * vocab_size), T(0.25));
+  std::vector<T> d_logits(logits.size());
+  const SiteLogits<T> all = {logits.data(), L * vocab_size, vocab_size, 1};
+  const Steps steps(vocab_size);
+  const double log_v = std::log(static_cast<double>(vocab_size));
+  Terms terms;
+  std::vector<double> sites(3 * N * L), normalisers(N * L), loss(N);
+
+  const MaskedPpoArgs<T> ppo = {all, all, steps.x.data(), steps.next.data(), N, L, vocab_size,
+                                vocab_size, terms.half.data(), 0.7};
+  CHECK(masked_ppo(ppo, terms.in, terms.out, sites.data(), 2).code == kNoFault);
+  CHECK(near(terms.log_prob[0], -steps.revealed * log_v));
+  CHECK(terms.kl[0] == 0.0);
+  masked_ppo_backward(ppo, sites.data(), terms.half.data(), terms.half.data(), d_logits.data(), 2);
+  double sum = 0.0;
+  for (i64 i = 0; i < L * vocab_size; ++i) sum += static_cast<double>(d_logits[static_cast<size_t>(i)]);
+  CHECK(std::fabs(sum) < 1e-4);
+
+  const SubsArgs<T> subs = {all, steps.x.data(), steps.targets.data(), N, L, vocab_size, vocab_size};
+  CHECK(subs_cross_entropy(subs, loss.data(), normalisers.data(), 2).code == kNoFault);
+  CHECK(near(loss[0], steps.masked * log_v));
+  subs_cross_entropy_backward(subs, normalisers.data(), terms.half.data(), d_logits.data(), 2);
+  const T at_target = d_logits[static_cast<size_t>(vocab_size + 1 % vocab_size)];
+  CHECK(near(static_cast<double>(at_target), 0.5 * (1.0 / static_cast<double>(vocab_size) - 1.0)));
+
+  std::vector<T> slice_logits = logits;
+  std::vector<double> top(N * L, -INF), total(N * L), chosen(N * L);
+  const LogitsSlice<T> slice = {slice_logits.data(), N * L, vocab_size, 0, steps.targets.data()};
+  subs_slice_sums(slice, top.data(), total.data(), chosen.data(), 2);
+  CHECK(near(top[1] + std::log(total[1]) - chosen[1], log_v));
+  for (i64 i = 0; i < N * L; ++i) normalisers[static_cast<size_t>(i)] = 0.25 + log_v;
+  subs_slice_pull(slice, normalisers.data(), chosen.data(), 2);
+  CHECK(near(static_cast<double>(slice_logits[0]), 0.25 * (1.0 / static_cast<double>(vocab_size) - 1.0)));
+}
+
+template <class T>
+void test_relaxed_rows(i64 vocab_size, double tau) {
+  const i64 columns = vocab_size + 1;
+  const std::vector<T> logits(static_cast<size_t>(N * L * vocab_size), T(0.25));
+  const std::vector<T> x(static_cast<size_t>(N * L * columns), T(1) / static_cast<T>(columns));
+  std::vector<T> next(x.size()), d_x(x.size()), d_logits(logits.size()), d_ref(logits.size());
+  const SiteLogits<T> all = {logits.data(), L * vocab_size, vocab_size, 1};
+  const std::vector<i64> chains = {0, 7, (1LL << 32) - 1};
+  const std::vector<double> half(N, 0.5);
+  std::vector<double> kl(N);
+  const RelaxedStepArgs<T> args = {all,         all, x.data(), N,             L,  vocab_size,
+                                   half.data(), tau, 0.9,      7, chains.data(), 11};
+  CHECK(gumbel_softmax_step(args, false, next.data(), kl.data(), 2).code == kNoFault);
+  double sum = 0.0;
+  for (i64 c = 0; c < columns; ++c) sum += static_cast<double>(next[static_cast<size_t>(c)]);
+  CHECK(near(sum, 1.0));
+  CHECK(kl[0] == 0.0);
+  gumbel_softmax_step_backward(args, next.data(), half.data(), d_logits.data(), d_x.data(),
+                               d_ref.data(), 2);
+  sum = 0.0;
+  for (i64 v = 0; v < vocab_size; ++v) sum += static_cast<double>(d_logits[static_cast<size_t>(v)]);
+  CHECK(vocab_size > 1 ? std::fabs(sum) < 1.0 : std::fabs(sum) < 1e-6);
+}
+
+template <class T>
+void test_gaussian(i64 num_elements) {
+  const std::vector<T> x(static_cast<size_t>(N * num_elements), T(0.5));
+  std::vector<T> d_output(x.size());
+  const Rows<T> rows = {x.data(), num_elements};
+  Terms terms;
+  // Mean 0.5 x + 0.5 x: no gap.
+  const GaussianPpoArgs<T> args = {rows, rows, rows, rows, terms.half.data(), terms.half.data(),
+                                   terms.half.data(), N, num_elements};
+  CHECK(gaussian_ppo(args, terms.in, terms.out, 2).code == kNoFault);
+  const double each = -std::log(0.5 * std::sqrt(2.0 * 3.14159265358979323846));
+  CHECK(near(terms.log_prob[1], each * static_cast<double>(num_elements)));
+  gaussian_ppo_backward(args, terms.half.data(), terms.half.data(), d_output.data(), 2);
+  CHECK(num_elements == 0 || d_output[0] == T(0));
+}
+
+template <class T>
+void test_all() {
+  for (i64 vocab_size : {1, 4, 5, 37, 191, 192, 513, 1031}) {
+    test_equal_logits<T>(vocab_size);
+    for (double tau : {1.0, 0.5, 0.8}) test_relaxed_rows<T>(vocab_size, tau);
+  }
+  for (i64 num_elements : {0, 1, 15, 16, 33, 4096, 4100}) test_gaussian<T>(num_elements);
+}
+
+}  // namespace
+
+void test_training() {
+  test_all<float>();
+  test_all<double>();
+}
