@@ -184,7 +184,7 @@ def test_zoo_train_calls_the_recipe(tmp_path, monkeypatch, capsys):
     assert run("zoo", "train", "utr", "--data", "x.csv", "--out", tmp_path, "--seed", 4) == 0
     assert seen == [((Path("x.csv"), tmp_path), {"seed": 4, "threads": 2})]
     assert f"--weights {tmp_path}" in capsys.readouterr().err
-    assert command.TRAINERS.keys() == {"utr"}
+    assert command.TRAINERS.keys() == {"utr", "glyphs"}
     assert callable(train_utr.train)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fastguide demo | sample | compare | zoo | doctor`."""
+"""The command line: `fastguide demo | sample | compare | finetune | zoo | doctor`."""
 
 from __future__ import annotations
 

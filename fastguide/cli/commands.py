@@ -11,6 +11,7 @@ import tyro
 from fastguide.cli.base import Command
 from fastguide.cli.compare import Compare, Demo
 from fastguide.cli.doctor import Doctor
+from fastguide.cli.finetune import Finetune
 from fastguide.cli.sample import Sample
 from fastguide.cli.zoo import ZooList, ZooTrain
 
@@ -36,6 +37,7 @@ def parse(arguments: Sequence[str] | None) -> Command:
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Sample, tyro.conf.subcommand("sample")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Finetune, tyro.conf.subcommand("finetune")]
         | Annotated[Zoo, tyro.conf.subcommand("zoo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )

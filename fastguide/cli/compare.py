@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,8 +16,10 @@ from fastguide.cli.options import (
     Numbers,
     OptionalFolder,
     OptionalInteger,
+    OptionalName,
     OptionalNumber,
     TaskName,
+    refuse,
 )
 from fastguide.result import make_directory
 
@@ -44,22 +46,20 @@ Method = Literal[
 class _Comparing(Command):
     _kept: list[str] = field(default_factory=list, init=False)
 
-    def compare(
-        self, task_name: str, settings: report.Settings, weights: Path | None, folder: Path
-    ) -> None:
-        """Run, print the table, write the report."""
-        report.check_pictures()
-        task = zoo.load(task_name, folder=weights)
+    def compare(self, task: zoo.Task, settings: report.Settings, folder: Path) -> None:
+        """Run on sequences, print the table, write the report."""
         out = make_directory(folder, "out")
-
-        def keep(made: report.Designs) -> None:
-            made.result.save(out / "results" / made.key)
-            self._kept.append(str(out / "results" / made.key))
-
-        comparison = report.compare(task, settings, progress=show_bars(), say=say, keep=keep)
+        comparison = report.compare(
+            task, settings, progress=show_bars(), say=say, keep=lambda made: self.keep(made, out)
+        )
         page = report.write(comparison, out)
         print(report.summary_text(comparison))
         say(f"\nwrote {page}, its pictures, designs.fasta, designs.csv and summary.json")
+
+    def keep(self, made: report.Designs | report.Pictures, out: Path) -> None:
+        """Store a finished method's result."""
+        made.result.save(out / "results" / made.key)
+        self._kept.append(str(out / "results" / made.key))
 
     def kept(self) -> str:
         """The results of the methods that were done."""
@@ -82,7 +82,8 @@ class Demo(_Comparing):
 
     def run(self) -> bool:
         """The fixed comparison."""
-        self.compare("utr", report.DEMO, None, self.out)
+        report.check_pictures()
+        self.compare(zoo.load("utr"), report.DEMO, self.out)
         return True
 
 
@@ -91,38 +92,44 @@ class Compare(_Comparing):
     """Compare methods on a task: the demo with options, or any methods at one budget.
 
     With --rows-per-design each method gets the number of candidates, or particles, with which it
-    runs that many denoiser rows per design, within 5 % where its size allows.
+    runs that many denoiser rows per design, within 5 % where its size allows. Pictures are always
+    compared so.
 
-    Writes report.html with its pictures, designs.fasta, designs.csv, summary.json and each method's
-    result, and prints one table.
+    Writes report.html with its pictures, the designs, summary.json and each method's result, and
+    prints one table.
     """
 
     task: TaskName
     """What to design; `fastguide zoo list` shows the tasks."""
+    reward: OptionalName = None
+    """Of pictures: which reward guides; a wrong name lists them. Without this: aesthetic."""
     methods: Annotated[tuple[Method, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ()
     """Which methods; matched is best of N at the denoiser rows of the dearest svdd run. Without
     this: unguided, best_of_n, matched and svdd; with a budget every method but matched."""
     rows_per_design: OptionalNumber = None
-    """Budget: denoiser rows that each method runs per design."""
+    """Budget: denoiser rows that each method runs per design; 256 for pictures."""
     seconds_per_design: OptionalNumber = None
-    """Budget in measured seconds instead, which is approximate."""
+    """Of sequences: budget in measured seconds instead, which is approximate."""
     alphas: Numbers = ()
     """Temperatures, one run each of a method that has one, in units of the reward; 0 takes the best
-    candidate. Without this: 0, 0.3 and 1; with a budget 0.3."""
+    candidate. Without this: 0, 0.3 and 1; with a budget 0.3; for pictures half the standard
+    deviation of the reward of unguided samples."""
     num_samples: Integer = 64
     """Designs per method."""
-    num_candidates: Integer = 10
-    """Candidates per design and step, or particles; a budget chooses them itself."""
-    num_steps: Integer = 128
-    """Steps of the diffusion."""
+    num_candidates: OptionalInteger = None
+    """Of sequences without a budget: candidates per design and step, or particles; 10."""
+    num_steps: OptionalInteger = None
+    """Steps of the diffusion; 128 for sequences, 32 for pictures."""
     seed: Integer = 0
     """Of every method."""
-    num_reference: Integer = 1000
-    """Unguided samples that say what is natural."""
-    num_masks: Integer = 64
-    """Masks that the log-likelihood bound averages over."""
+    num_reference: OptionalInteger = None
+    """Unguided samples that say what is natural; 1000 sequences, 256 pictures."""
+    num_masks: OptionalInteger = None
+    """Of sequences: masks that the log-likelihood bound averages over; 64."""
     fixed_rows: OptionalInteger = None
     """Pad every network call to this many rows: bit-equal designs on one machine, always."""
+    ablate: bool = False
+    """Of pictures: also vary the candidates and the alpha of SVDD."""
     weights: OptionalFolder = None
     """Models written by `fastguide zoo train`, instead of the shipped ones."""
     out: Folder = Path("out/compare")
@@ -130,21 +137,68 @@ class Compare(_Comparing):
 
     def run(self) -> bool:
         """The comparison that the options ask for."""
+        report.check_pictures()
+        task = zoo.load(self.task, folder=self.weights)
+        if isinstance(task, zoo.PictureTask):
+            self._compare_pictures(task)
+        else:
+            self._compare_sequences(task)
+        return True
+
+    def _compare_sequences(self, task: zoo.Task) -> None:
+        refuse(self.task, "sequences", reward=self.reward, ablate=self.ablate)
         budget = self.rows_per_design is not None or self.seconds_per_design is not None
         every = tuple(name for name in report.METHODS if name != "matched")
         one = (report.DEMO.middle_alpha,)
         settings = report.Settings(
             methods=self.methods or (every if budget else report.CLASSIC),
             num_samples=self.num_samples,
-            num_candidates=self.num_candidates,
             alphas=self.alphas or (one if budget else report.DEMO.alphas),
-            num_steps=self.num_steps,
             seed=self.seed,
-            num_reference=self.num_reference,
-            num_masks=self.num_masks,
             fixed_rows=self.fixed_rows,
             rows_per_design=self.rows_per_design,
             seconds_per_design=self.seconds_per_design,
+            **_given(
+                num_candidates=self.num_candidates,
+                num_steps=self.num_steps,
+                num_reference=self.num_reference,
+                num_masks=self.num_masks,
+            ),
         )
-        self.compare(self.task, settings, self.weights, self.out)
-        return True
+        self.compare(task, settings, self.out)
+
+    def _compare_pictures(self, task: zoo.PictureTask) -> None:
+        refuse(
+            self.task,
+            "pictures",
+            seconds_per_design=self.seconds_per_design,
+            num_candidates=self.num_candidates,
+            num_masks=self.num_masks,
+        )
+        settings = report.GallerySettings(
+            reward=self.reward,
+            num_samples=self.num_samples,
+            alphas=self.alphas,
+            seed=self.seed,
+            fixed_rows=self.fixed_rows,
+            ablate=self.ablate,
+            **_given(
+                methods=self.methods or None,
+                rows_per_design=self.rows_per_design,
+                num_steps=self.num_steps,
+                num_reference=self.num_reference,
+            ),
+        )
+        report.picture_rewards(task, settings.reward)  # an unknown name is said before any work
+        out = make_directory(self.out, "out")
+        gallery = report.compare_pictures(
+            task, settings, progress=show_bars(), say=say, keep=lambda made: self.keep(made, out)
+        )
+        page = report.write_gallery(gallery, out)
+        print(report.gallery_text(gallery))
+        say(f"\nwrote {page}, its pictures, grids, samples.npz and summary.json")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the others have the defaults of the settings."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from fastguide.diffusion import MaskedDiffusion
+from fastguide.diffusion import Diffusion
 from fastguide.samplers import (
     DAS,
     DPS,
@@ -31,10 +31,10 @@ Tensor = torch.Tensor
 
 
 class Guided(Protocol):
-    """What a method is built from; a `Task` is one."""
+    """What a method is built from; a task is one."""
 
     @property
-    def diffusion(self) -> MaskedDiffusion:
+    def diffusion(self) -> Diffusion:
         """The pre-trained model."""
 
     @property

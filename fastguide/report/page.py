@@ -57,7 +57,7 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
         *_family_tables(comparison, figures),
         '<div class="grid">',
         *(
-            _picture(name, title, caption, images[name])
+            picture(name, title, caption, images[name])
             for name, title, caption in _captions(comparison, words)
             if name in images
         ),
@@ -72,10 +72,10 @@ def build_page(comparison: Comparison, images: dict[str, bytes]) -> str:
         *_budget_tables(comparison, figures),
         f"<h2>Some designs: {escape(_shown(comparison).label)}</h2>",
         _sequences(comparison, words),
-        _start_codons(comparison, words),
+        start_codons(comparison, words),
         "<h2>Terms</h2>",
         _terms(comparison, words),
-        _footer(comparison),
+        footer(comparison),
     ]
     title = f"fastguide: {comparison.task}"
     return (
@@ -152,7 +152,8 @@ def _captions(comparison: Comparison, words: Words) -> list[tuple[str, str, str]
     ]
 
 
-def _picture(name: str, title: str, caption: str, image: bytes) -> str:
+def picture(name: str, title: str, caption: str, image: bytes) -> str:
+    """A PNG file within the page, with its caption."""
     data = base64.b64encode(image).decode("ascii")
     return (
         f'<figure class="card" id="{name}"><h3>{escape(title)}</h3>'
@@ -169,7 +170,7 @@ def _family_tables(comparison: Comparison, figures: Sequence[Figures]) -> list[s
     if weighted := weighted_rows(comparison):
         parts += [
             "<h3>Particles by their weights</h3>",
-            _cells(weighted),
+            cells(weighted),
             '<p class="lead">A design of a particle method is drawn from its group by the final '
             "weights. Weighted: all particles of all groups by those weights, each group alike. "
             "ESS: the effective number of particles of a group at the end. Log Z: mean and "
@@ -186,17 +187,18 @@ def _budget_tables(comparison: Comparison, figures: Sequence[Figures]) -> list[s
         "<h3>Per design</h3>",
         _table(cost_per_design(figures), figures),
         "<h3>Settings</h3>",
-        _cells(settings_rows(comparison)),
+        cells(settings_rows(comparison)),
         '<p class="lead">What is not listed is the same for all. Nothing was tuned: one alpha for '
         "all methods that have one, and defaults for the rest.</p>",
     ]
 
 
 def _table(columns: Sequence[Column], figures: Sequence[Figures]) -> str:
-    return _cells(rows_of(columns, figures))
+    return cells(rows_of(columns, figures))
 
 
-def _cells(rows: Sequence[Sequence[str]]) -> str:
+def cells(rows: Sequence[Sequence[str]]) -> str:
+    """A table of header and body rows."""
     header, *body = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in body)
@@ -250,7 +252,7 @@ def _sequences(comparison: Comparison, words: Words) -> str:
     )
 
 
-def _start_codons(comparison: Comparison, words: Words) -> str:
+def start_codons(comparison: Comparison, words: Words) -> str:
     """For sequences before a start codon: G and C, and start codons of their own."""
     if not words.before_start_codon:
         return ""
@@ -302,7 +304,8 @@ def _terms(comparison: Comparison, words: Words) -> str:
     return f'<dl class="card">{items}</dl>'
 
 
-def _footer(comparison: Comparison) -> str:
+def footer(comparison: Comparison) -> str:
+    """Versions, machine, seconds and sources."""
     here, settings = environment(), comparison.settings
     data = comparison.card.get("data", {})
     source = " ".join(str(data[key]) for key in ("publication", "accession") if key in data)
