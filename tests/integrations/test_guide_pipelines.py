@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from guiding import build, images_of, noisy, stacked
+from PIL import Image
 from pipelines_tiny import CASES, WARNINGS
 from pipelines_tiny_parts import Case
 
