@@ -94,7 +94,7 @@ class Contest:
         seed, start = self._seed("published"), time.process_time()
         torch.manual_seed(seed)
         published_image_svdd(
-            self.denoiser,
+            lambda x, t: self.pipe.unet(x, t).sample,
             self.pipe.scheduler,
             self.reward,
             num_samples=NUM_SAMPLES,
