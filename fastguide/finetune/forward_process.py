@@ -40,6 +40,7 @@ class ForwardProcess(Method):
     """
 
     all_steps = True
+    knows_kl = False
 
     def __init__(
         self,

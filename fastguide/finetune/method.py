@@ -53,7 +53,8 @@ class Method:
             log-probabilities and divergences stay in theirs.
         learn_scale: also learn a factor on the deviation of every step of a Gaussian chain.
         on_invalid: "raise" stops at a reward that is not finite; "reject" counts it as the worst.
-        kl_budget: training stops when the KL to the reference, nats per path, is beyond it.
+        kl_budget: training stops when the KL to the reference, nats per path, is beyond it. Not for
+            methods that draw from a frozen policy, which do not know it.
         held_out: a reward that is watched and not trained on; training stops when its best mean is
             `patience` iterations old.
 
@@ -65,6 +66,7 @@ class Method:
     whole_paths = False  # the objective is one of paths, not of single steps
     all_steps = False  # it also trains steps that draw nothing
     reference_share = 0.0
+    knows_kl = True  # its history has the divergence of the policy
 
     def __init__(
         self,
@@ -107,6 +109,11 @@ class Method:
             raise ArgumentError(f"ema must be a decay in (0, 1), or None, got {ema}")
         if on_invalid not in ("raise", "reject"):
             raise ArgumentError(f"on_invalid must be 'raise' or 'reject', got {on_invalid!r}")
+        if kl_budget is not None and not self.knows_kl:
+            raise ArgumentError(
+                f"kl_budget: {type(self).__name__} draws from a frozen policy and knows no KL "
+                "while it trains; leave it away, and stop by num_iterations or held_out"
+            )
         self.reward = reward
         self.alpha = float(alpha)
         self.epochs = epochs
@@ -279,6 +286,8 @@ class Method:
                 self._update.load(saved["update"])
                 self.recall(saved["memory"])
                 history.rows, elapsed = saved["rows"], saved["seconds"]
+                # a limit that was met stays met; a stop by time or by hand is gone on from
+                history.stopped = self._watch.why_stop(history) if history.rows else None
         clock = saved_at = time.perf_counter()
         begin = clock - elapsed
         bar = tqdm(

@@ -40,6 +40,8 @@ class RewardWeightedMLE(Method):
     2407.13734), section 5.
     """
 
+    knows_kl = False
+
     def __init__(
         self,
         diffusion: Any,

@@ -38,9 +38,6 @@ TUNERS: dict[str, type[Method]] = {
 }
 """The methods of `fastguide.finetune` by short name."""
 
-WITHOUT_KL = ("rwmle", "nft")
-"""Methods that draw from a frozen policy and so know no divergence while they train."""
-
 LINES = 20
 """Most lines that are said of a training."""
 
@@ -88,7 +85,7 @@ class TuningSettings:
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise ArgumentError(f"{name} must be positive, got {limit}")
-        if self.kl_budget is not None and self.method in WITHOUT_KL:
+        if self.kl_budget is not None and not TUNERS[self.method].knows_kl:
             raise ArgumentError(
                 f"kl_budget: {self.method} does not know its divergence while it trains; leave it "
                 "away, or use backprop, ppo, value_weighted or pcl"

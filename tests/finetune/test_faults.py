@@ -29,6 +29,31 @@ def test_kl_budget_stops():
     assert bool((kl[:-1] <= 1.0).all())
 
 
+def test_a_limit_that_was_met_stays_met(tmp_path):
+    def tuner(budget):
+        return finetune.PPO(
+            sequences(),
+            count_of_threes,
+            alpha=0.01,
+            learning_rate=0.05,
+            adapter="full",
+            kl_budget=budget,
+        )
+
+    folder = {"checkpoint": tmp_path, "num_steps": 4, **QUIET}
+    first = tuner(1.0).train(60, 32, **folder)
+    again = tuner(1.0).train(60, 32, **folder)
+    assert (again.stopped, again.rows) == ("kl_budget", first.rows)
+    more = tuner(1e9).train(len(first.rows) + 1, 32, **folder)
+    assert len(more.rows) == len(first.rows) + 1
+
+
+@pytest.mark.parametrize("method", [finetune.RewardWeightedMLE, finetune.ForwardProcess])
+def test_a_budget_that_nobody_would_watch_is_refused(method):
+    with pytest.raises(ArgumentError, match=r"kl_budget: .* knows no KL"):
+        method(sequences(), count_of_threes, alpha=1.0, kl_budget=1.0)
+
+
 def test_held_out_reward_stops():
     tuner = finetune.PPO(
         sequences(),

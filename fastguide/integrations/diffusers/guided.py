@@ -397,9 +397,8 @@ class GuidedCall:
         if doubled:
             states, back = torch.cat([states, states]), torch.cat([back, back])
         made = rebuilt(result, states, stream.history, back, dtype)
-        stream.returned = made[0] if isinstance(made, tuple) else made.prev_sample
         if self.scores.differentiates and not last:
-            stream.returned.requires_grad_()
+            (made[0] if isinstance(made, tuple) else made.prev_sample).requires_grad_()
         return made
 
     # -- bookkeeping ---------------------------------------------------------------------------

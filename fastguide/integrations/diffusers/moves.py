@@ -80,17 +80,20 @@ def find_move(
         eta: the universal step's noise in place of the scheduler's own transition, or None.
         first: it is the scheduler's first step of a call.
     """
-    with drawn_from(probe):
-        found = find_transition(scheduler, lambda: run(**arguments), probe, first)
     if eta is None:
+        with drawn_from(probe):
+            found = find_transition(scheduler, lambda: run(**arguments), probe, first)
         s, mean = found.deviation, found.mean
         if isinstance(s, torch.Tensor):
             return Move(mean, mean, Kernel(1.0, 0.0, 1.0), s, found.result)
         return Move(mean, mean, Kernel(1.0, 0.0, s), None, found.result)
+    probe.value = 0.0
+    with drawn_from(probe):
+        result = run(**arguments)  # its own transition is not used; it moves on by it
     x = arguments["sample"]
     kernel = levels.kernel(scheduler, at, eta)
     x0 = levels.predict_clean(scheduler, at, arguments["model_output"], x)
-    return Move(x, x0, kernel, None, found.result)
+    return Move(x, x0, kernel, None, result)
 
 
 def propose(

@@ -23,7 +23,6 @@ class Stream:
         number: 0 for the one whose states are valued; others follow its choices.
         steps: done.
         states: [R, ...] float32 as computed, before they were cast for the pipeline.
-        returned: [R, ...] as the pipeline got them.
         history: rows of what the scheduler remembers.   parent: [R] the one of each state.
         fresh: the scheduler before its first step.
     """
@@ -31,7 +30,6 @@ class Stream:
     number: int
     steps: int = 0
     states: Tensor | None = None
-    returned: Tensor | None = None
     history: int = 0
     parent: Tensor | None = None
     fresh: dict[str, Any] = field(default_factory=dict)
