@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from harness import num_bytes
-from training_steps import both_ways, peak_bytes
+from training_steps import against_eager, both_ways, peak_bytes
 
 from fastguide import ops
 
@@ -79,7 +79,8 @@ def bench_gumbel_softmax_step(
         assert all(bool(gradient.isfinite().all()) for gradient in each())
     due = {"eager": 3.0, "torch.compile": 1.0}
     details: dict[str, Any] = dict(bytes_moved=setting.bytes_moved, due=due)
-    compare("gumbel_softmax_step", setting.text, ours, rivals, **details)
+    text = against_eager(setting.text, setting.bytes_moved, rivals["eager"])
+    compare("gumbel_softmax_step", text, ours, rivals, **details)
 
 
 def bench_gumbel_softmax_step_memory() -> None:

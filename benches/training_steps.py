@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from harness import num_bytes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Loss = Callable[[], torch.Tensor]
 
@@ -32,6 +35,43 @@ def assert_same_gradients(
     for other in others:
         for one, due in zip(ours(), other(), strict=True):
             assert float((one - due).norm()) < 5e-3 * float(due.norm())
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of all operands and results of what is not a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [each.alias_info for each in func._schema.arguments]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.total += num_bytes(*_tensors((args, kwargs or {}, result)))
+        return result
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def against_eager(text: str, bytes_moved: int, eager: Callable[[], object]) -> str:
+    """The setting, and below it what eager PyTorch moves, over what there is to move."""
+    with _Traffic() as counted:
+        eager()
+    times = counted.total / bytes_moved
+    return (
+        f"{text}\n  eager moves {counted.total / 1e6:,.3g} MB, {times:.1f}x what there is to move"
+    )
 
 
 def peak_bytes(module: str, name: str) -> int:

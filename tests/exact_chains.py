@@ -6,6 +6,7 @@ here is sampled.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -77,10 +78,23 @@ def first(x):
     return x.sum(dim=1)
 
 
+def start_of_g1(diffusion):
+    """mean and variance of the initial state, and the KL of the steps that learned it."""
+    mean, var, kl = 0.0, 1.0, 0.0
+    learned = diffusion.learned_start
+    if learned is not None:
+        var, d = 0.0, learned.step_deviation
+        for slope, offset in zip(learned.network.slope, learned.network.offset, strict=True):
+            a, c = float(slope), float(offset)
+            kl += 0.5 * (a**2 * (var + mean**2) + 2 * a * c * mean + c**2)
+            mean, var = (1 + d * a) * mean + d * c, (1 + d * a) ** 2 * var + d * d
+    return mean, var, kl
+
+
 def law_of_g1(diffusion):
     """mean and variance of x0, and the path KL, of a (tuned) G1 with one coordinate."""
     shift = diffusion.denoiser
-    mean, var, kl = 0.0, 1.0, 0.0
+    mean, var, kl = start_of_g1(diffusion)
     num_steps = len(diffusion.abar) - 1
     natural = [move.params for move in GaussianChain.steps(diffusion, num_steps)]
     for move, (a, _, s) in zip(diffusion.steps(num_steps), natural, strict=True):
@@ -159,7 +173,49 @@ class Table(nn.Module):
         weight = torch.ones(len(onehot), 1)
         for site in range(LENGTH):
             weight = (weight[:, :, None] * onehot[:, site, None, :]).flatten(1)
-        return torch.einsum("bs,slv->blv", weight, self.logits)
+        return torch.einsum("bs,slv->blv", weight.to(self.logits.dtype), self.logits)
+
+
+class Network(nn.Module):
+    """A perceptron on one-hot rows, which also takes relaxed ones."""
+
+    def __init__(self):
+        super().__init__()
+        width, out = 96, LENGTH * VOCAB
+        self.net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(LENGTH * (VOCAB + 1), width),
+            nn.GELU(),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.Linear(width, out),
+            nn.Unflatten(1, (LENGTH, VOCAB)),
+        )
+
+    def forward(self, x, t):
+        return self.net(nn.functional.one_hot(x, VOCAB + 1).float())
+
+    def soft(self, onehot, t):
+        return self.net(onehot)
+
+
+@functools.cache
+def fitted_network(num_iterations=1500):
+    """A `Network` with the conditionals of the natural law, within 1e-6 nats on average."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network()
+    due, masked = conditionals().log_softmax(dim=-1).float(), STATES == MASK
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    plan = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, num_iterations)
+    for _ in range(num_iterations):
+        gap = due - network(STATES, None).log_softmax(dim=-1)
+        kl = (due.exp() * gap).sum(dim=-1)[masked].mean()
+        optimizer.zero_grad()
+        kl.backward()
+        optimizer.step()
+        plan.step()
+    return network, float(kl.detach())
 
 
 class StateValue(nn.Module):
@@ -176,8 +232,9 @@ class StateValue(nn.Module):
 class M1(fg.MaskedDiffusion):
     """Reveals exactly one site a step, in uniformly random order; there is no fill."""
 
-    def __init__(self):
-        super().__init__(Table(conditionals()), LENGTH, VOCAB, schedule="linear")
+    def __init__(self, denoiser=None):
+        denoiser = Table(conditionals()) if denoiser is None else denoiser
+        super().__init__(denoiser, LENGTH, VOCAB, schedule="linear")
 
     def steps(self, num_steps):
         assert num_steps == LENGTH
@@ -207,7 +264,9 @@ class M1(fg.MaskedDiffusion):
 
 def law_of_m1(diffusion):
     """Probabilities [81] of the clean states, and the path KL, by enumeration."""
-    table = diffusion.denoiser.logits.detach().double().log_softmax(dim=-1)
+    with torch.no_grad():
+        logits = diffusion.denoiser(STATES, torch.zeros(len(STATES)))
+    table = logits.double().log_softmax(dim=-1)
     natural = conditionals().log_softmax(dim=-1)
     mass = torch.zeros(256, dtype=torch.float64)
     mass[-1] = 1.0
@@ -258,13 +317,12 @@ class Means(nn.Module):
 class G2(GaussianChain):
     """Exact reverse chain of N(0, Sigma) in coordinates in which every kernel has unit covariance.
 
-    abar falls in a line to `last` over ten steps. With `learn_prior` an eleventh step, the first,
-    makes the initial state from a point, so that its law is learned like the others.
+    abar falls in a line to `last` over ten steps.
     """
 
     NUM_STEPS = 10
 
-    def __init__(self, last, learn_prior=False):
+    def __init__(self, last):
         sigma = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
         abar = torch.linspace(1, last, self.NUM_STEPS + 1, dtype=torch.float64)
         cov = [a * sigma + (1 - a) * torch.eye(2, dtype=torch.float64) for a in abar]
@@ -278,18 +336,17 @@ class G2(GaussianChain):
         matrices = [means[0]] + [
             roots[t - 1].inverse() @ means[t] @ roots[t] for t in range(1, self.NUM_STEPS + 1)
         ]
-        self.learn_prior = learn_prior
         super().__init__(
-            Means([*matrices, torch.zeros(2, 2, dtype=torch.float64)]),
+            Means(matrices),
             (2,),
-            prior_deviation=0.0 if learn_prior else 1.0,
+            prior_deviation=1.0,
             null_cond=None,
             guidance_scale=1.0,
             device=None,
         )
 
     def levels(self, num_steps):
-        assert num_steps == self.NUM_STEPS + self.learn_prior
+        assert num_steps == self.NUM_STEPS
         return [Level(t, 1.0, float(t > 0)) for t in range(num_steps, -1, -1)]
 
     def _kernel(self, before, after):
@@ -311,14 +368,25 @@ def quadratic_reward(x):
     return -0.5 * ((x[:, 0] - 1.5) ** 2 + 0.5 * (x[:, 1] + 1) ** 2)
 
 
+def _square(noise, number):
+    """Covariance [2, 2] of the noise of a step."""
+    if noise is None:
+        return torch.eye(2, dtype=torch.float64)
+    lower = noise.triangle(number).double()
+    return lower @ lower.T
+
+
 def law_of_g2(diffusion):
     """Mean [2] and covariance entries (11, 12, 22) of x0."""
     matrix = diffusion.denoiser.matrix.detach().double()
     offset = diffusion.denoiser.offset.detach().double()
-    eye = torch.eye(2, dtype=torch.float64)
     mean = torch.zeros(2, dtype=torch.float64)
-    cov = eye * diffusion.prior_deviation
-    for t in range(diffusion.NUM_STEPS + diffusion.learn_prior, 0, -1):
-        mean, cov = matrix[t] @ mean + offset[t], matrix[t] @ cov @ matrix[t].T + eye
+    cov = torch.eye(2, dtype=torch.float64)
+    start, noise = diffusion.learned_start, diffusion.learned_noise
+    if start is not None:  # of one step, from 0
+        mean, cov = start.network.offset[0].detach().double(), _square(start.noise, 0)
+    for t in range(diffusion.NUM_STEPS, 0, -1):
+        mean = matrix[t] @ mean + offset[t]
+        cov = matrix[t] @ cov @ matrix[t].T + _square(noise, diffusion.NUM_STEPS - t)
     mean, cov = diffusion.root @ mean, diffusion.root @ cov @ diffusion.root.T
     return mean, torch.stack([cov[0, 0], cov[0, 1], cov[1, 1]])

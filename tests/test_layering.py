@@ -48,6 +48,7 @@ CORE_THIRD_PARTY = {"torch", "numpy", "safetensors", "tqdm"}
 # What a room, or one module of it, may import beyond the core.
 EXTRA_THIRD_PARTY = {
     "cli": {"tyro"},
+    "finetune.injected": {"peft"},
     "report": {"matplotlib"},
     "rewards": {"numba"},
     "rewards.images": {"PIL"},

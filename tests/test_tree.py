@@ -144,7 +144,8 @@ def test_import_needs_no_extra(root: Path) -> None:
     """A plain import loads neither the command line nor any optional dependency."""
     code = (
         "import sys, fastguide; print(*sorted({'tyro', 'rich', 'matplotlib', 'numba', 'scipy',"
-        " 'triton', 'cupy', 'xformers', 'diffusers', 'transformers', 'PIL', 'pybind11'}"
+        " 'triton', 'cupy', 'xformers', 'diffusers', 'transformers', 'peft', 'tensorboard', 'PIL',"
+        " 'pybind11'}"
         " & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -42,12 +42,14 @@ def call_denoiser(
 ) -> Any:
     """What the denoiser returns for x [B, ...] at t [B]; with `null_cond`, for 2B rows.
 
+    Of an output with a field `sample`, as models of diffusers have, that field.
+
     Raises:
         ArgumentError: cond and null_cond have different keys.
     """
     cond = cond or {}
     if null_cond is None:
-        return denoiser(x, t, **cond)
+        return _sample(denoiser(x, t, **cond))
     differing = sorted(set(cond) ^ set(null_cond))
     if differing:
         raise ArgumentError(
@@ -57,4 +59,8 @@ def call_denoiser(
         name: torch.cat([value, null.to(value.device).expand(len(x), *null.shape[1:])])
         for name, value, null in ((name, cond[name], null_cond[name]) for name in cond)
     }
-    return denoiser(torch.cat([x, x]), torch.cat([t, t]), **both)
+    return _sample(denoiser(torch.cat([x, x]), torch.cat([t, t]), **both))
+
+
+def _sample(output: Any) -> Any:
+    return getattr(output, "sample", output)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from fastguide.diffusion.gaussian_chain import GaussianChain, fingerprint
+from fastguide.diffusion.gaussian_chain import GaussianChain
+from fastguide.diffusion.learned import fingerprint
 from fastguide.diffusion.universal import (
     SPACINGS,
     Kernel,

@@ -6,7 +6,6 @@ whatever the model returns: values read it as it is, and every step is x' = a x 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -17,6 +16,7 @@ import torch
 from fastguide import ops
 from fastguide.diffusion.base import Batch, Outputs, Step
 from fastguide.diffusion.conditioning import call_denoiser, check_guidance, device_of
+from fastguide.diffusion.learned import LearnedNoise, LearnedStart, fingerprint, multiplied
 from fastguide.diffusion.universal import Kernel, Level
 from fastguide.errors import ArgumentError, DtypeError, GradientError, ShapeError
 from fastguide.rng import Purpose
@@ -32,6 +32,7 @@ class GaussianChain:
 
     A subclass says which noise levels are visited, what a step between two of them is, and how the
     model's output becomes x0_hat. States are float32 [R, *shape] on `device`; two are never equal.
+    Fine-tuning may set `learned_start` and `learned_noise`.
     """
 
     head = None
@@ -67,6 +68,8 @@ class GaussianChain:
         self.device = device_of(denoiser) if device is None else torch.device(device)
         self.rows_per_state = 1 if guidance_scale == 1.0 else 2
         self.output_shape: tuple[int, ...] = self.shape
+        self.learned_start: LearnedStart | None = None
+        self.learned_noise: LearnedNoise | None = None
         self.row_bytes = 8 * math.prod(self.shape)
 
     # -- what a subclass says ----------------------------------------------------------------
@@ -86,9 +89,12 @@ class GaussianChain:
 
     def steps(self, num_steps: int) -> list[Step]:
         """The transitions of a run, with params (a, b, s); the last one ends at clean samples."""
-        steps = []
+        steps, factors = [], [1.0] * num_steps
+        if self.learned_noise is not None:
+            factors = self.learned_noise.numbers(num_steps)
         for i, (before, after) in enumerate(pairwise(self.levels(num_steps))):
-            kernel = self._kernel(before, after)
+            a, b, s = self._kernel(before, after)
+            kernel = Kernel(a, b, s * factors[i])
             last = i == num_steps - 1
             steps.append(Step(i, before.time, after.time, last, kernel.s > 0, kernel))
         return steps
@@ -96,6 +102,10 @@ class GaussianChain:
     def kernel(self, step: Step) -> Kernel:
         """The numbers of a step: x' = a x + b x0_hat + s z, with s the standard deviation."""
         return Kernel(*step.params)
+
+    def _triangle(self, step: Step) -> Tensor | None:
+        """The learned triangle [D, D] on the noise of a step, or None."""
+        return None if self.learned_noise is None else self.learned_noise.triangle(step.index)
 
     def start(
         self, chains: Tensor, prompt: Tensor | None, seed: int, candidates: Tensor | None = None
@@ -106,15 +116,18 @@ class GaussianChain:
                 f"prompt fixes tokens of a masked diffusion; {type(self).__name__} has none, so "
                 "leave it away and condition the denoiser with cond"
             )
+        chains = chains.to(self.device)
+        candidates = None if candidates is None else candidates.to(self.device)
+        if self.learned_start is not None:
+            return Batch(self.learned_start(chains, seed, candidates), None)
+        return Batch(self._noise(chains, seed, candidates) * self.prior_deviation, None)
+
+    def _noise(self, chains: Tensor, seed: int, candidates: Tensor | None = None) -> Tensor:
+        size, purpose = math.prod(self.shape), Purpose.PRIOR
         noise = ops.philox_normal(
-            seed,
-            chains.to(self.device),
-            0,
-            Purpose.PRIOR,
-            num_elements=math.prod(self.shape),
-            first_candidate=None if candidates is None else candidates.to(self.device),
+            seed, chains, 0, purpose, num_elements=size, first_candidate=candidates
         )
-        return Batch(noise.view(-1, *self.shape) * self.prior_deviation, None)
+        return noise.view(-1, *self.shape)
 
     def batch(self, states: Tensor) -> Batch:
         """States [R, *shape] to go on from."""
@@ -122,8 +135,7 @@ class GaussianChain:
 
     def renoise(self, x0: Tensor, level: Level, seed: int, chains: Tensor) -> Tensor:
         """Clean samples x0 [N, *shape] at a noise level: alpha x0 + sigma z, keyed by chain."""
-        noise = self.start(chains, None, seed).x / self.prior_deviation
-        return level.alpha * x0 + level.sigma * noise
+        return level.alpha * x0 + level.sigma * self._noise(chains.to(self.device), seed)
 
     def denoise(self, x: Tensor, time: float, cond: dict[str, Tensor]) -> Tensor:
         """`predict` with every row at the same time."""
@@ -207,9 +219,15 @@ class GaussianChain:
             under the plain kernel p and the shifted one q, None without a shift.
 
         Raises:
-            ArgumentError: a shift where the step has no noise.
+            ArgumentError: a shift where the step has no noise, or where its covariance is learned.
         """
         a, b, s = step.params
+        triangle = self._triangle(step)
+        if triangle is not None and shift is not None:
+            raise ArgumentError(
+                "gradient guidance needs independent noise, and this chain's covariances were "
+                "learned; use SVDD, SMC or FKSteering, or train with learn_scale=True"
+            )
         candidates, log_ratio = ops.gaussian_propose(
             batch.x,
             outputs.buffer,
@@ -225,6 +243,10 @@ class GaussianChain:
             shift=shift,
         )
         changed = torch.ones(candidates.shape[:2], dtype=torch.int32, device=candidates.device)
+        if triangle is not None:
+            mean = a * batch.x + b * outputs.buffer.index_select(0, outputs.slots)
+            noise = (candidates - mean[:, None]).flatten(0, 1)
+            candidates = mean[:, None] + multiplied(noise, triangle).view(candidates.shape)
         rows = Batch(candidates.flatten(0, 1), None)
         return rows, changed, None if shift is None else log_ratio
 
@@ -286,11 +308,16 @@ class GaussianChain:
 
     def settings(self) -> dict[str, Any]:
         """What besides the denoiser determines the chain, for records and checkpoints."""
-        return {
+        found = {
             "kind": type(self).__name__,
             "shape": list(self.shape),
             "guidance_scale": self.guidance_scale,
         }
+        if self.learned_noise is not None:
+            found["learned_noise"] = fingerprint(self.learned_noise.factors)
+        if self.learned_start is not None:
+            found["learned_start"] = fingerprint(self.learned_start.numbers())
+        return found
 
     # -- likelihood --------------------------------------------------------------------------
 
@@ -317,9 +344,15 @@ class GaussianChain:
         t = torch.full((len(x_t),), move.time, device=x_t.device)
         kept, added = a * x_t.double(), b * self.predict(x_t, t, cond).double()
         gap = x_s.double() - kept - added
+        triangle = self._triangle(move)
+        log_volume: Tensor | float = 0.0
+        if triangle is not None:
+            lower = triangle.double()
+            gap = torch.linalg.solve_triangular(lower, gap.flatten(1)[..., None], upper=False)
+            log_volume = lower.diagonal().log().sum()
         if s > 0:
             each = -0.5 * (gap / s).square() - math.log(s * math.sqrt(2 * math.pi))
-            return each.flatten(1).sum(dim=1)
+            return each.flatten(1).sum(dim=1) - log_volume
         same = (gap.abs() <= ROUNDING * (kept.abs() + added.abs())).flatten(1).all(dim=1)
         return torch.zeros(len(same), dtype=torch.float64, device=same.device).masked_fill(
             ~same, float("-inf")
@@ -352,9 +385,3 @@ class GaussianChain:
                 f"{self._name} must return a floating-point tensor, got {output.dtype}"
             )
         return output
-
-
-def fingerprint(table: Tensor) -> str:
-    """Short SHA-256 of a table of levels, for settings."""
-    data = table.detach().cpu().double().numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()[:16]

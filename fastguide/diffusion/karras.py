@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from fastguide.diffusion.gaussian_chain import GaussianChain, fingerprint
+from fastguide.diffusion.gaussian_chain import GaussianChain
+from fastguide.diffusion.learned import fingerprint
 from fastguide.diffusion.universal import (
     Kernel,
     Level,

@@ -1,8 +1,10 @@
 """Fine-tuning towards p_pre(x) exp(r(x) / alpha) with the processes and streams of the samplers."""
 
 from fastguide.finetune.adjoint_matching import AdjointMatching
+from fastguide.finetune.elegant import ELEGANT
 from fastguide.finetune.forward_process import ForwardProcess
 from fastguide.finetune.history import History
+from fastguide.finetune.loggers import tensorboard, wandb
 from fastguide.finetune.method import Method
 from fastguide.finetune.path_consistency import PathConsistency
 from fastguide.finetune.ppo import PPO
@@ -12,6 +14,7 @@ from fastguide.finetune.update import cosine, linear
 from fastguide.finetune.value_weighted import ValueWeighted
 
 __all__ = [
+    "ELEGANT",
     "PPO",
     "AdjointMatching",
     "ForwardProcess",
@@ -23,4 +26,6 @@ __all__ = [
     "ValueWeighted",
     "cosine",
     "linear",
+    "tensorboard",
+    "wandb",
 ]

@@ -6,7 +6,6 @@ The user's module is never changed, and it is the reference: it is the policy wi
 from __future__ import annotations
 
 import copy
-from functools import reduce
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastguide import ops
-from fastguide.diffusion import Step
 from fastguide.errors import ArgumentError, DtypeError
-from fastguide.finetune.laws import rescaled
+from fastguide.finetune.injected import injected
+from fastguide.finetune.prior_steps import Networks, PrefixedChain
 from fastguide.rng import Purpose, chain_ids
 
 Tensor = torch.Tensor
@@ -48,22 +47,29 @@ class LowRank(nn.Module):
         return weight + (self.up @ self.down).view_as(weight) if self.enabled else weight
 
 
-def trainable_network(denoiser: Any, adapter: str, rank: int) -> nn.Module:
+def trainable_network(denoiser: Any, adapter: Any, rank: int) -> nn.Module:
     """A network like `denoiser`, in eval mode, whose trainable parameters are those of the adapter.
 
     Args:
         adapter: "full" copies every parameter; "lora" shares the weights of `denoiser` and adds
-            terms of `rank` to its linear and convolutional layers.
+            terms of `rank` to its linear and convolutional layers; a config of peft shares them
+            and says what is added.
 
     Raises:
-        DtypeError: the denoiser is not an nn.Module.
+        DtypeError: the denoiser is not an nn.Module, or the adapter of no known type.
         ArgumentError: an unknown adapter, a rank below 1, or no layer to adapt.
+        MissingExtraError: a config needs peft.
     """
     if not isinstance(denoiser, nn.Module):
         raise DtypeError(
             "fine-tuning needs a denoiser that is an nn.Module, with parameters to train, got "
             f"{type(denoiser).__name__}"
         )
+    if isinstance(denoiser, Networks):
+        control = trainable_network(denoiser.control, "full", rank)
+        return Networks(control, trainable_network(denoiser.denoiser, adapter, rank)).eval()
+    if not isinstance(adapter, str):
+        return injected(denoiser, adapter)
     if adapter not in ("full", "lora"):
         raise ArgumentError(f"adapter must be 'lora' or 'full', got {adapter!r}")
     if adapter == "full":
@@ -107,45 +113,11 @@ def frozen_copy(network: nn.Module, values: dict[str, Tensor]) -> nn.Module:
     return made
 
 
-def merged_state(network: nn.Module, original: nn.Module) -> dict[str, Tensor]:
-    """The adapted weights under the names of `original`'s own state."""
-    state = {}
-    for name in original.state_dict():
-        tensor: Tensor = reduce(getattr, name.split("."), network)  # type: ignore[assignment]
-        state[name] = tensor.detach().clone().contiguous()
-    return state
-
-
-class RescaledSteps:
-    """The steps of a diffusion with learned deviations, in the place of its method `steps`.
-
-    Args:
-        steps: the method.   factors: of each step of a run of that many steps.
-    """
-
-    def __init__(self, steps: Any, factors: list[float]) -> None:
-        self._steps = steps
-        self._factors = factors
-
-    def __call__(self, num_steps: int) -> list[Step]:
-        """The transitions of a run.
-
-        Raises:
-            ArgumentError: another number of steps than the deviations were learned for.
-        """
-        if num_steps != len(self._factors):
-            raise ArgumentError(
-                f"num_steps must be {len(self._factors)}, the number that the deviations were "
-                f"learned for, got {num_steps}"
-            )
-        steps = self._steps(num_steps)
-        return [rescaled(step, f) for step, f in zip(steps, self._factors, strict=True)]
-
-
-def with_network(diffusion: Any, network: nn.Module, factors: list[float] | None = None) -> Any:
-    """The diffusion with another denoiser and, if given, rescaled deviations."""
+def with_network(diffusion: Any, network: nn.Module) -> Any:
+    """The diffusion with another denoiser."""
+    if isinstance(diffusion, PrefixedChain):
+        assert isinstance(network, Networks)
+        return diffusion.with_networks(network)
     tuned = copy.copy(diffusion)
     tuned.denoiser = network
-    if factors is not None:
-        tuned.steps = RescaledSteps(diffusion.steps, factors)
     return tuned

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from fastguide.errors import CheckpointError
-from fastguide.finetune.history import line
+from fastguide.finetune import parallel
 from fastguide.result import make_directory
 
 
 class TrainingCheckpoint:
-    """A folder with state.pt, its hash and what run it is (state.json), and history.jsonl.
+    """A folder with the state, its hash and what run it is (state.json), and history.jsonl.
 
     Args:
         directory: made if needed.   fingerprint: everything that determines the parameters.
@@ -27,8 +27,15 @@ class TrainingCheckpoint:
         self._path = make_directory(directory, "checkpoint")
         self._fingerprint = json.loads(json.dumps(fingerprint))
 
-    def save(self, state: dict[str, Any], rows: list[dict[str, float]]) -> None:
-        """Write the state; an interruption leaves the previous one intact."""
+    @property
+    def history(self) -> Path:
+        """The file for the rows of the run."""
+        return self._path / "history.jsonl"
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state, in the first process; an interruption leaves the previous one intact."""
+        if parallel.world()[0] > 0:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         data = buffer.getvalue()
@@ -36,7 +43,6 @@ class TrainingCheckpoint:
         # the hash names its file, so a crash between the two writes cannot mix two states
         name = f"training-{digest[:16]}.pt"
         _replace(self._path / name, data)
-        _replace(self._path / "history.jsonl", "".join(line(row) for row in rows).encode())
         card = {"run": self._fingerprint, "sha256": digest, "file": name}
         _replace(self._path / "state.json", json.dumps(card, indent=2).encode())
         for old in self._path.glob("training-*.pt"):

@@ -15,6 +15,7 @@ from fastguide.finetune.noising import noised
 from fastguide.finetune.parts import Part
 from fastguide.finetune.rollout import Buffer, roll
 from fastguide.finetune.rounds import Rounds
+from fastguide.finetune.sharing import Recalling, outputs
 
 Tensor = torch.Tensor
 
@@ -41,6 +42,7 @@ class ForwardProcess(Method):
 
     all_steps = True
     knows_kl = False
+    fits_steps = False
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class ForwardProcess(Method):
     def collect(self, key: int, chains: Tensor, share: float, start: dict[str, Any]) -> Buffer:
         """Samples of the round's sampler, noised anew, with their advantages."""
         self._frozen = self.rounds.sampler(share)
-        buffer = roll(None, self._frozen, key, chains, **start, max_rows=self.max_rows)
+        sampler: Any = Recalling(self._frozen)
+        buffer = roll(None, sampler, key, chains, **start, max_rows=self.max_rows)
         buffer.reward = self.rewards(buffer)
         buffer.states = noised(self.policy, buffer)
         centred = buffer.reward - parallel.gathered(buffer.reward).mean()
@@ -95,7 +98,7 @@ class ForwardProcess(Method):
         Known sites, which every policy predicts as they are, are left out as zeros.
         """
         laws = self.policy if trained else self._frozen
-        output = laws.output(part.x, part.steps, part.cond)
+        output = outputs(laws, part)
         law = laws.law(part.x, output, part.steps)
         if not isinstance(law, MaskedLaw):
             return output, part.clean

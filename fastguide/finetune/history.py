@@ -1,17 +1,25 @@
-"""What training reports: one row of numbers per iteration."""
+"""What training reports, one row of numbers per iteration, and where the rows go."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from fastguide.errors import ArgumentError
+from fastguide.finetune import parallel
+from fastguide.result import make_directory
 
 Tensor = torch.Tensor
+Callback = Callable[[dict[str, float]], bool | None]
+
+SHOWN = ("reward", "held_out", "kl", "ess", "clip_fraction")
+"""Numbers beside the progress bar."""
 
 
 @dataclass
@@ -44,6 +52,58 @@ class History:
     def save(self, path: str | Path) -> None:
         """Write the rows as JSON lines."""
         Path(path).write_text("".join(line(row) for row in self.rows), encoding="utf-8")
+
+
+class Reports:
+    """Takes the rows of a run as they come: to the history, files, callbacks and a bar.
+
+    Args:
+        history: with the rows of what is gone on from.   files: for JSON lines. They hold those
+            rows at first and each new one at once, so that a killed run leaves all it had.
+        callbacks: one or several, or None; all are called with each new row.
+        title: of the bar; None: there is none.   total: iterations. Files and the bar are those of
+            the first process.
+
+    Raises:
+        ArgumentError: a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        files: list[Path],
+        callbacks: Callback | Sequence[Callback] | None,
+        title: str | None,
+        total: int,
+    ) -> None:
+        self._history = history
+        first = parallel.world()[0] == 0
+        self._files = files if first else []
+        self._callbacks = [callbacks] if callable(callbacks) else callbacks or ()
+        for file in self._files:
+            make_directory(file.parent, "log")
+            history.save(file)
+        self._bar = tqdm(
+            total=total, initial=len(history.rows), desc=title, disable=title is None or not first
+        )
+
+    def __enter__(self) -> Reports:
+        return self
+
+    def __exit__(self, *of: object) -> None:
+        self._bar.close()
+
+    def __call__(self, row: dict[str, float]) -> bool:
+        """Report a row; whether every callback wants another."""
+        self._history.rows.append(row)
+        for file in self._files:
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(line(row))
+        self._bar.update()
+        shown = {name: f"{row[name]:.3g}" for name in SHOWN if name in row}
+        self._bar.set_postfix(shown, refresh=False)
+        answers = [callback(row) for callback in self._callbacks]
+        return all(answer is not False for answer in answers)
 
 
 def line(row: dict[str, Any]) -> str:

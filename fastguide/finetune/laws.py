@@ -14,9 +14,13 @@ import torch
 
 from fastguide.diffusion import Batch, MaskedDiffusion, Outputs, Step
 from fastguide.diffusion.gaussian_chain import GaussianChain
+from fastguide.diffusion.learned import multiplied
 from fastguide.errors import ArgumentError, DtypeError
 
 Tensor = torch.Tensor
+
+MOST_CORRELATED = 256
+"""Elements of a state beyond which covariances are not learned."""
 
 LOWEST = -1e30
 """Logit of a forbidden token: its probability is 0 and its derivatives are finite."""
@@ -24,35 +28,62 @@ LOWEST = -1e30
 
 @dataclass(frozen=True)
 class GaussianLaw:
-    """R kernels N(mean, deviation^2) per element.
+    """R kernels of mean + deviation F z, with z standard normal and F learned or 1.
 
     Attributes:
-        mean: [R, *shape].   deviation: [R], positive.
-        log_scale: [R] log of the deviation over that of the reference; None: they are equal.
+        mean: [R, *shape].   deviation: [R], positive, the reference's.
+        log_scale: [R] log of F as a number.   triangle: [R, D, D], F as a lower triangle.
     """
 
     mean: Tensor
     deviation: Tensor
     log_scale: Tensor | None = None
+    triangle: Tensor | None = None
 
     def _half_norm(self, gap: Tensor) -> Tensor:
-        """Half the squared norm of gap / deviation, [R] float64."""
+        """Half the squared norm of gap in units of the deviation and of F, [R] float64."""
         scaled = gap / self.deviation.view(-1, *[1] * (gap.dim() - 1))
-        return 0.5 * scaled.square().flatten(1).sum(dim=1, dtype=torch.float64)
+        if self.triangle is not None:
+            flat = scaled.flatten(1)[..., None]
+            scaled = torch.linalg.solve_triangular(self.triangle, flat, upper=False)
+        norm = 0.5 * scaled.square().flatten(1).sum(dim=1, dtype=torch.float64)
+        return norm if self.log_scale is None else norm * (-2 * self.log_scale.double()).exp()
+
+    def _log_volume(self) -> Tensor | float:
+        """log det F, [R] float64."""
+        if self.triangle is not None:
+            return self.triangle.diagonal(dim1=1, dim2=2).double().log().sum(dim=1)
+        size = math.prod(self.mean.shape[1:])
+        return 0.0 if self.log_scale is None else size * self.log_scale.double()
+
+    def scaled(self, noise: Tensor) -> Tensor:
+        """Standard noise [R, *shape] as that of the kernels."""
+        if self.triangle is not None:
+            noise = multiplied(noise, self.triangle)
+        deviation = self.deviation if self.log_scale is None else self.deviation * self._factor()
+        return deviation.view(-1, *[1] * (noise.dim() - 1)) * noise
+
+    def _factor(self) -> Tensor:
+        assert self.log_scale is not None
+        return self.log_scale.exp()
 
     def log_prob(self, following: Tensor) -> Tensor:
         """Log-density of `following` [R, *shape], [R] float64."""
         size = math.prod(following.shape[1:])
         constant = self.deviation.log() + 0.5 * math.log(2 * math.pi)
-        return -self._half_norm(following - self.mean) - size * constant
+        return -self._half_norm(following - self.mean) - size * constant - self._log_volume()
 
     def kl(self, reference: GaussianLaw) -> Tensor:
-        """KL(self || reference) [R] float64."""
+        """KL(self || reference) [R] float64, of a reference without F."""
         divergence = reference._half_norm(self.mean - reference.mean)
-        if self.log_scale is None:
+        size = math.prod(self.mean.shape[1:])
+        if self.triangle is not None:
+            trace = self.triangle.double().square().sum(dim=(1, 2))
+        elif self.log_scale is not None:
+            trace = size * (2 * self.log_scale.double()).exp()
+        else:
             return divergence
-        size, log_scale = math.prod(self.mean.shape[1:]), self.log_scale.double()
-        return divergence + size * (0.5 * (2 * log_scale).exp() - 0.5 - log_scale)
+        return divergence + 0.5 * (trace - size) - self._log_volume()
 
 
 @dataclass(frozen=True)
@@ -150,14 +181,6 @@ class Laws:
         """The kernels of states x [R, ...] before steps `index` [R]."""
         return self.law(x, self.output(x, index, cond), index)
 
-    def reconstruction(self, law: Law, x: Tensor, clean: Tensor, index: Tensor) -> Tensor:
-        """Expected log-likelihood [R] float64 of the steps to `clean`, up to a constant.
-
-        Minus its sum over steps, with x [R, ...] drawn from the forward process, is the bound of
-        the negative log-likelihood that denoisers are trained on.
-        """
-        raise NotImplementedError
-
     def step(self, number: int) -> Step:
         """Step `number` as its successors are drawn."""
         return self.steps[number]
@@ -187,10 +210,11 @@ class Laws:
 
 
 class GaussianLaws(Laws):
-    """Laws of x' = a x + b x0_hat + s z.
+    """Laws of x' = a x + b x0_hat + s F z.
 
     Args:
-        log_scale: [T] learned logarithms of the factor on s, or None.
+        scale: what is learned of F: its logarithms [T], or triangles [T, D, D] with logarithms on
+            the diagonal; None: F is 1.
     """
 
     def __init__(
@@ -198,7 +222,7 @@ class GaussianLaws(Laws):
         diffusion: GaussianChain,
         num_steps: int,
         autocast: torch.dtype | None = None,
-        log_scale: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> None:
         super().__init__(diffusion, num_steps, autocast)
         self._predict = diffusion.predict
@@ -214,7 +238,7 @@ class GaussianLaws(Laws):
         order = torch.arange(len(self.steps), device=self.device)
         before = (noisy <= order[:, None]).sum(dim=1) - 1
         self.s = s[noisy[before.clamp_min(0)]]
-        self.log_scale = log_scale
+        self.scale = scale
 
     def _mean(self, x: Tensor, x0: Tensor, index: Tensor) -> Tensor:
         column = (-1, *[1] * (x.dim() - 1))
@@ -222,23 +246,49 @@ class GaussianLaws(Laws):
 
     def law(self, x: Tensor, output: Tensor, index: Tensor) -> GaussianLaw:
         """Kernels of states x and predictions [R, *shape] at steps `index` [R]."""
-        deviation, log_scale = self.s[index], None
-        if self.log_scale is not None:
-            log_scale = self.log_scale[index]
-            deviation = deviation * log_scale.exp()
-        return GaussianLaw(self._mean(x, output, index), deviation, log_scale)
+        mean, deviation = self._mean(x, output, index), self.s[index]
+        if self.scale is None:
+            return GaussianLaw(mean, deviation)
+        own = self.scale[index]
+        if own.dim() == 1:
+            return GaussianLaw(mean, deviation, log_scale=own)
+        return GaussianLaw(mean, deviation, triangle=triangles(own))
 
-    def reconstruction(self, law: Law, x: Tensor, clean: Tensor, index: Tensor) -> Tensor:
-        """Density at a x + b clean: -b^2 |clean - x0_hat|^2 / (2 s^2)."""
-        density: Tensor = law.log_prob(self._mean(x, clean, index))
-        return density
+    def reconstruction(self, law: GaussianLaw, x: Tensor, clean: Tensor, index: Tensor) -> Tensor:
+        """Expected log-likelihood [R] float64 of the steps to `clean`, up to a constant.
+
+        The density at a x + b clean, -b^2 |clean - x0_hat|^2 / (2 s^2). Minus its sum over steps,
+        with x [R, ...] drawn from the forward process, is the bound of the negative log-likelihood
+        that denoisers are trained on.
+        """
+        return law.log_prob(self._mean(x, clean, index))
 
     def step(self, number: int) -> Step:
         """Step `number`, with the learned deviation."""
         step = self.steps[number]
-        if self.log_scale is None:
+        if self.scale is None or self.scale.dim() > 1:
             return step
-        return rescaled(step, float(self.log_scale[number].detach().double().exp()))
+        a, b, s = step.params
+        return replace(step, params=(a, b, s * float(self.scale[number].detach().double().exp())))
+
+    def propose(
+        self,
+        batch: Batch,
+        output: Tensor,
+        number: int,
+        key: int,
+        chains: Tensor,
+        count: int = 1,
+        first: int = 0,
+    ) -> Batch:
+        """Candidates by step `number`, with the learned covariance."""
+        drawn = super().propose(batch, output, number, key, chains, count, first)
+        if self.scale is None or self.scale.dim() == 1 or not self.steps[number].varies:
+            return drawn
+        index = torch.full((len(output),), number, device=output.device)
+        mean = self._mean(batch.x, output, index).repeat_interleave(count, dim=0)
+        lower = triangles(self.scale[number].detach())
+        return Batch(mean + multiplied(drawn.x - mean, lower), None)
 
 
 class MaskedLaws(Laws):
@@ -257,26 +307,38 @@ class MaskedLaws(Laws):
         log_probs = (output.clamp_min(LOWEST) / self.diffusion.temperature).log_softmax(dim=-1)
         return MaskedLaw(log_probs, x == mask, mask, self.rho[index])
 
-    def reconstruction(self, law: Law, x: Tensor, clean: Tensor, index: Tensor) -> Tensor:
-        """rho times the log-probability of the tokens at masked sites."""
-        tokens: Tensor = law.log_prob(clean)
-        return self.rho[index] * tokens
+
+def triangles(scale: Tensor) -> Tensor:
+    """[..., D, D] lower triangles from parameters with the logarithms of their diagonals."""
+    return scale.tril(-1) + torch.diag_embed(scale.diagonal(dim1=-2, dim2=-1).exp())
 
 
-def rescaled(step: Step, factor: float) -> Step:
-    """A Gaussian step with its deviation multiplied."""
-    a, b, s = step.params
-    return replace(step, params=(a, b, s * factor))
+def noise_factors(scale: Tensor) -> Tensor:
+    """The factors that learned `scale` [T] or [T, D, D] stands for."""
+    return scale.double().exp() if scale.dim() == 1 else triangles(scale)
 
 
-def check_diffusion(diffusion: Any, learn_scale: bool) -> None:
+def check_diffusion(diffusion: Any, learn_scale: bool | str) -> None:
     """Raise unless the diffusion can be fine-tuned.
 
     Raises:
         DtypeError: it is of no known kind.   ArgumentError: it cannot be fine-tuned as it is, or a
             scale is to be learned where there is none.
     """
+    if learn_scale not in (False, True, "full"):
+        raise ArgumentError(f"learn_scale must be False, True or 'full', got {learn_scale!r}")
     if isinstance(diffusion, GaussianChain):
+        size, known = math.prod(diffusion.shape), diffusion.learned_noise
+        if learn_scale == "full" and size > MOST_CORRELATED:
+            raise ArgumentError(
+                f"learn_scale='full' learns D x D numbers for each step and is for states of D <= "
+                f"{MOST_CORRELATED} elements, got {size}; use learn_scale=True"
+            )
+        if known is not None and known.factors.dim() > 1:
+            raise ArgumentError(
+                "diffusion has learned covariances (learn_scale='full'), which further training "
+                "does not know; train the original, or learn with learn_scale=True"
+            )
         return
     if not isinstance(diffusion, MaskedDiffusion):
         raise DtypeError(
@@ -296,9 +358,9 @@ def laws_of(
     diffusion: Any,
     num_steps: int,
     autocast: torch.dtype | None = None,
-    log_scale: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Laws:
     """The laws of a diffusion that `check_diffusion` lets pass."""
     if isinstance(diffusion, GaussianChain):
-        return GaussianLaws(diffusion, num_steps, autocast, log_scale)
+        return GaussianLaws(diffusion, num_steps, autocast, scale)
     return MaskedLaws(diffusion, num_steps, autocast)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
-from tqdm.auto import tqdm
 
 from fastguide import ops
 from fastguide.checkpoint import digest
-from fastguide.errors import ArgumentError, DtypeError
-from fastguide.finetune import adapters, parallel
+from fastguide.errors import ArgumentError
+from fastguide.finetune import adapters, export, parallel
 from fastguide.finetune.checkpoint import TrainingCheckpoint
-from fastguide.finetune.history import History
-from fastguide.finetune.laws import Laws, check_diffusion, laws_of
+from fastguide.finetune.checks import check_counts, check_target
+from fastguide.finetune.history import Callback, History, Reports
+from fastguide.finetune.injected import described
+from fastguide.finetune.laws import Laws, check_diffusion, laws_of, noise_factors
 from fastguide.finetune.parts import Part, minibatch_numbers, parts
+from fastguide.finetune.prior_steps import finished, prefixed
 from fastguide.finetune.rollout import Buffer, condition_rows, roll, scores
+from fastguide.finetune.sharing import Recalling
 from fastguide.finetune.update import Rate, Update
 from fastguide.finetune.watch import Watch
 from fastguide.rng import Purpose, chain_ids, check_seed
@@ -43,15 +46,21 @@ class Method:
         reward: callable(samples [B, ...]) -> [B].
         alpha: temperature, reward units per nat; positive.
         adapter: "lora" trains terms of `rank` added to linear and convolutional layers, "full" a
-            copy of the network.
+            copy of the network, a config of peft such as `peft.LoraConfig(...)` what that says.
         learning_rate: a number, or a function of the share of training done (`linear`, `cosine`).
         weight_decay: of AdamW.   max_grad_norm: gradients are clipped to it; None: they are not.
         ema: decay of the average of the parameters that `.diffusion` then has; None: the last ones.
         epochs: passes over each batch of rollouts.   minibatches: updates of each pass.
-        max_rows: most (path, step) rows of one backward pass; gradients are accumulated.
+        max_rows: most (path, step) rows of one backward pass; gradients are accumulated. None: all
+            in one, or on a CPU what its caches are for.
         autocast: dtype of the networks' products, such as torch.bfloat16, or None. Schedules,
             log-probabilities and divergences stay in theirs.
-        learn_scale: also learn a factor on the deviation of every step of a Gaussian chain.
+        learn_scale: of a Gaussian chain, also learn a factor on the deviation of every step (True)
+            or its covariance, a triangle of D^2 / 2 numbers for states of D elements ("full").
+        prior_steps: also learn the initial law of a Gaussian chain, by this many controlled steps
+            from 0 to it; with 0 it stays, which is a bias where samples depend on their start.
+        prior_network: their control, an nn.Module (x [B, *shape], t [B] in [0, 1)) -> [B, *shape]
+            in units of the noise that returns 0 at first; None: affine for each element and step.
         on_invalid: "raise" stops at a reward that is not finite; "reject" counts it as the worst.
         kl_budget: training stops when the KL to the reference, nats per path, is beyond it. Not for
             methods that draw from a frozen policy, which do not know it.
@@ -67,6 +76,7 @@ class Method:
     all_steps = False  # it also trains steps that draw nothing
     reference_share = 0.0
     knows_kl = True  # its history has the divergence of the policy
+    fits_steps = True  # of the reverse path, so that steps to the prior can be among them
 
     def __init__(
         self,
@@ -74,7 +84,7 @@ class Method:
         reward: Callable[..., Any],
         *,
         alpha: float,
-        adapter: str = "lora",
+        adapter: Any = "lora",
         rank: int = 8,
         learning_rate: Rate = 1e-3,
         weight_decay: float = 0.0,
@@ -84,31 +94,19 @@ class Method:
         minibatches: int = 1,
         max_rows: int | None = None,
         autocast: torch.dtype | None = None,
-        learn_scale: bool = False,
+        learn_scale: bool | str = False,
+        prior_steps: int = 0,
+        prior_network: nn.Module | None = None,
         on_invalid: str = "raise",
         kl_budget: float | None = None,
         held_out: Callable[..., Any] | None = None,
         patience: int = 20,
     ) -> None:
         check_diffusion(diffusion, learn_scale)
-        if not callable(reward):
-            raise DtypeError(
-                f"reward must be a callable from samples [B, ...] to [B], got {type(reward)}"
-            )
-        if not 0 < alpha < float("inf"):
-            raise ArgumentError(f"alpha must be positive, in reward units per nat, got {alpha}")
-        for name, count in (
-            ("epochs", epochs),
-            ("minibatches", minibatches),
-            ("max_rows", max_rows),
-            ("patience", patience),
-        ):
-            if count is not None and count < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {count}")
+        check_target(reward, alpha, on_invalid)
+        check_counts(epochs=epochs, minibatches=minibatches, max_rows=max_rows, patience=patience)
         if ema is not None and not 0 < ema < 1:
             raise ArgumentError(f"ema must be a decay in (0, 1), or None, got {ema}")
-        if on_invalid not in ("raise", "reject"):
-            raise ArgumentError(f"on_invalid must be 'raise' or 'reject', got {on_invalid!r}")
         if kl_budget is not None and not self.knows_kl:
             raise ArgumentError(
                 f"kl_budget: {type(self).__name__} draws from a frozen policy and knows no KL "
@@ -125,17 +123,27 @@ class Method:
             kl_budget=kl_budget, held_out=held_out, patience=patience, on_invalid=on_invalid
         )
         self._learn_scale = learn_scale
+        self._given = diffusion
+        if prior_steps and not self.fits_steps:
+            raise ArgumentError(
+                f"prior_steps must be 0 for {type(self).__name__}, which does not fit the steps of "
+                "paths, as PPO, RewardBackprop, PathConsistency and RewardWeightedMLE do"
+            )
+        if prior_steps:
+            diffusion = prefixed(diffusion, prior_steps, prior_network)
+        elif prior_network is not None:
+            raise ArgumentError("prior_network is for prior_steps of at least 1, got 0")
         self._rate = learning_rate
         self._optimisation: dict[str, Any] = dict(
             weight_decay=weight_decay, max_grad_norm=max_grad_norm, ema=ema
         )
-        self._adapter = {"adapter": adapter, "rank": rank}
         self._pretrained = diffusion
         self._network = adapters.trainable_network(diffusion.denoiser, adapter, rank)
+        self._adapter = {"adapter": described(adapter), "rank": rank}
         # its own view of the same weights: no mode, gradient or hook of the user's module changes
         natural = adapters.sharing_copy(diffusion.denoiser, list(diffusion.denoiser.parameters()))
         self._natural = adapters.with_network(diffusion, natural.eval())
-        self._log_scale: nn.Parameter | None = None
+        self._scale: nn.Parameter | None = None
         self._update: Update | None = None
 
     # -- what a subclass says ------------------------------------------------------------------
@@ -162,8 +170,8 @@ class Method:
     def groups(self) -> list[tuple[dict[str, nn.Parameter], Rate]]:
         """Parameters to train, by name, and their learning rates."""
         named = {n: p for n, p in self._network.named_parameters() if p.requires_grad}
-        if self._log_scale is not None:
-            named["log_scale"] = self._log_scale
+        if self._scale is not None:
+            named["scale"] = self._scale
         return [(named, self._rate)]
 
     def collect(self, key: int, chains: Tensor, share: float, start: dict[str, Any]) -> Buffer:
@@ -177,9 +185,11 @@ class Method:
         if self.reference_share:
             draw = ops.philox_uniform(key, chains, 0, Purpose.SELECT, num_elements=1)
             mixed = draw[:, 0, 0] < self.reference_share
+        policy: Any = Recalling(self.policy)
+        reference: Any = Recalling(self.reference)
         buffer = roll(
-            self.policy,
-            self.reference,
+            policy,
+            reference,
             key,
             chains,
             from_reference=mixed,
@@ -218,16 +228,27 @@ class Method:
         """The fine-tuned diffusion, for every sampler; further training leaves it alone."""
         values = {} if self._update is None else self._update.values
         network = adapters.frozen_copy(self._network, values)
-        factors = None
-        if self._log_scale is not None:
-            learned = values.get("log_scale", self._log_scale.detach())
-            factors = learned.double().exp().tolist()
-        return adapters.with_network(self._pretrained, network, factors)
+        tuned = adapters.with_network(self._pretrained, network)
+        if self._scale is None:
+            return finished(tuned, None)
+        return finished(tuned, noise_factors(values.get("scale", self._scale.detach())))
 
     def save(self, path: str | Path) -> None:
         """Write the denoiser's weights, adapters merged, for `load_state_dict` of its own class."""
-        state = adapters.merged_state(self.diffusion.denoiser, self._pretrained.denoiser)
-        save_file(state, str(path), {"format": "pt", "method": type(self).__name__})
+        tuned, natural = self.diffusion.denoiser, self._given.denoiser
+        export.save_merged(path, tuned, natural, type(self).__name__)
+
+    def save_adapter(self, path: str | Path, *, prefix: str = "") -> None:
+        """Write the low-rank terms alone, as PEFT and diffusers load them.
+
+        Args:
+            prefix: "" for `model.load_lora_adapter(path, prefix=None)`; the model's name in a
+                pipeline, "unet" or "transformer", for `pipeline.load_lora_weights(path)`.
+
+        Raises:
+            ArgumentError: the adapter is not LoRA, or of layers that PEFT cannot adapt.
+        """
+        export.save_terms(path, self.diffusion.denoiser, self._given.denoiser, prefix)
 
     def train(
         self,
@@ -241,7 +262,8 @@ class Method:
         checkpoint: str | Path | None = None,
         resume: bool = True,
         max_seconds: float | None = None,
-        callback: Callable[[dict[str, float]], bool | None] | None = None,
+        log: str | Path | None = None,
+        callback: Callback | Sequence[Callback] | None = None,
         progress: bool = True,
     ) -> History:
         """Fine-tune, from the parameters as they are, with a fresh optimiser.
@@ -255,21 +277,21 @@ class Method:
             resume: go on from what the folder holds; equal, bit for bit on the CPU, to a run that
                 was never interrupted.
             max_seconds: stop after the iteration in which they are over.
-            callback: called with each row of the history; False stops.   progress: show a bar.
+            log: file for the history, as JSON lines that are written one by one.
+            callback: one or several, called with each row of the history; False from any stops.
+            progress: show a bar.
 
         Raises:
             CheckpointError: the folder holds another run.
             NonFiniteError: a reward, or several gradients in a row, were not finite.
         """
-        for name, count in (("num_iterations", num_iterations), ("batch_size", batch_size)):
-            if count < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {count}")
+        check_counts(num_iterations=num_iterations, batch_size=batch_size)
         rank, processes = parallel.world()
         self._start(num_steps)
         assert self._update is not None
         chains = chain_ids(batch_size, rank * batch_size, self._pretrained.device)
         start = {"prompt": prompt, "cond": condition_rows(cond or {}, batch_size)}
-        history, elapsed = History(), 0.0
+        history, elapsed, files = History(), 0.0, [] if log is None else [Path(log)]
         store = None
         if checkpoint is not None:
             sizes = {
@@ -281,6 +303,7 @@ class Method:
                 "cond": digest(cond or {}),
             }
             store = TrainingCheckpoint(checkpoint, {**self._fingerprint(), **sizes})
+            files.append(store.history)
             saved = store.load() if resume else None
             if saved is not None:
                 self._update.load(saved["update"])
@@ -290,33 +313,26 @@ class Method:
                 history.stopped = self._watch.why_stop(history) if history.rows else None
         clock = saved_at = time.perf_counter()
         begin = clock - elapsed
-        bar = tqdm(
-            total=num_iterations,
-            initial=len(history.rows),
-            desc=type(self).__name__,
-            disable=not progress or rank > 0,
-        )
-        with bar:
+        title = type(self).__name__ if progress else None
+        with Reports(history, files, callback, title, num_iterations) as report:
             while len(history.rows) < num_iterations and history.stopped is None:
                 number = len(history.rows)
                 row = self._iterate(number, number / num_iterations, seed, chains, start)
                 row["seconds"] = time.perf_counter() - begin
-                history.rows.append(row)
-                bar.update()
-                bar.set_postfix(_shown(row), refresh=False)
+                wanted = report(row)
                 now, stop = time.perf_counter(), self._watch.why_stop(history)
                 if max_seconds is not None and now - clock > max_seconds:
                     stop = "max_seconds"
-                if callback is not None and callback(row) is False:
+                if not wanted:
                     stop = "callback"
                 due = now - saved_at > SAVE_EVERY_SECONDS
-                history.stopped, due = parallel.agreed((stop, due))
+                due = due or len(history.rows) == num_iterations
+                history.stopped, due = parallel.agreed((stop, due or stop is not None))
                 # only here is the state one that a run can go on from
                 if store is not None and due:
                     saved_at = now
-                    self._save(store, history, rank)
-        if store is not None:
-            self._save(store, history, rank)
+                    state = {"update": self._update.state(), "memory": self.memory()}
+                    store.save({**state, "rows": history.rows, "seconds": row["seconds"]})
         return history
 
     # -- the loop ------------------------------------------------------------------------------
@@ -325,11 +341,12 @@ class Method:
         tuned = adapters.with_network(self._pretrained, self._network)
         self.num_steps = num_steps
         self.reference: Laws = laws_of(self._natural, num_steps, self.autocast)
-        known = 0 if self._log_scale is None else len(self._log_scale)
+        known = 0 if self._scale is None else len(self._scale)
         if self._learn_scale and known != len(self.reference):
-            zeros = torch.zeros(len(self.reference), device=self._natural.device)
-            self._log_scale = nn.Parameter(zeros)
-        self.policy: Laws = laws_of(tuned, num_steps, self.autocast, self._log_scale)
+            size = math.prod(tuned.shape) if self._learn_scale == "full" else None
+            shape = (len(self.reference),) if size is None else (len(self.reference), size, size)
+            self._scale = nn.Parameter(torch.zeros(shape, device=self._natural.device))
+        self.policy: Laws = laws_of(tuned, num_steps, self.autocast, self._scale)
         self._update = Update(self.groups(), **self._optimisation)
         self.begin()
 
@@ -382,20 +399,3 @@ class Method:
             "denoiser": digest(self._pretrained.denoiser),
             **self.settings(),
         }
-
-    def _save(self, store: TrainingCheckpoint, history: History, rank: int) -> None:
-        assert self._update is not None
-        state = {
-            "update": self._update.state(),
-            "memory": self.memory(),
-            "rows": history.rows,
-            "seconds": history.rows[-1]["seconds"] if history.rows else 0.0,
-        }
-        if rank == 0:
-            store.save(state, history.rows)
-
-
-def _shown(row: dict[str, float]) -> dict[str, str]:
-    return {
-        name: f"{row[name]:.3g}" for name in ("reward", "kl", "ess", "clip_fraction") if name in row
-    }

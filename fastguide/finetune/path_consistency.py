@@ -13,6 +13,7 @@ from fastguide.finetune import parallel
 from fastguide.finetune.method import Method
 from fastguide.finetune.parts import Part
 from fastguide.finetune.rollout import Buffer
+from fastguide.finetune.sharing import outputs
 from fastguide.finetune.update import Rate
 
 Tensor = torch.Tensor
@@ -149,7 +150,7 @@ class PathConsistency(Method):
         length = len(self.policy)
         steps = torch.arange(length, device=paths.device).repeat(len(paths))
         part = Part(buffer, paths.repeat_interleave(length), steps)
-        law = self.policy.at(part.x, part.steps, part.cond)
+        law = self.policy.law(part.x, outputs(self.policy, part), part.steps)
         assert buffer.log_reference is not None
         natural = buffer.log_reference[part.paths, part.steps]
         ratio = (law.log_prob(part.following) - natural).view(len(paths), length)

@@ -1,4 +1,4 @@
-"""A gradient for drawn tokens: the Gumbel-softmax of the draw that was made, straight through."""
+"""Gradients for tokens: of the Gumbel-softmax of a draw that was made, and of relaxed states."""
 
 from __future__ import annotations
 
@@ -48,6 +48,42 @@ def revealed_softly(
     point = hard + (soft - soft.detach())
     point = torch.cat([point, torch.zeros_like(point[..., :1])], dim=-1)
     return torch.where(revealed[..., None], point.to(relaxed.dtype), relaxed)
+
+
+def hard_states(relaxed: Tensor, mask_token: int) -> Tensor:
+    """[N, L] int64: the largest entries of relaxed states [N, L, V + 1], tokens or the mask."""
+    column = relaxed.argmax(dim=-1)
+    return torch.where(column == relaxed.shape[-1] - 1, mask_token, column)
+
+
+def largest(relaxed: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens [N, L] of relaxed states, and as one-hot rows [N, L, V].
+
+    The rows have the gradient of the relaxed states (straight through).
+    """
+    soft = relaxed[..., :-1]
+    tokens = soft.argmax(dim=-1)
+    hard = torch.nn.functional.one_hot(tokens, soft.shape[-1]).to(soft.dtype)
+    return tokens, hard + (soft - soft.detach())
+
+
+def drakes_kl(law: MaskedLaw, natural: MaskedLaw, relaxed: Tensor, chance: float) -> Tensor:
+    """What released DRAKES code adds up as the KL of a step, [N] float64.
+
+    Per site (1 - m) sum_v x_v (p_v log(p_v / q_v) - p_v + q_v) / chance, m the mask's share of x,
+    where the mask is the largest entry of x; elsewhere its networks agree on the token. So it is 0
+    at hard states, and small at relaxed ones; the divergence of the step is
+    rho m sum_v p_v log(p_v / q_v).
+
+    Args:
+        law, natural: of p and q, at `hard_states`.   relaxed: [N, L, V + 1].
+        chance: that a site is still masked before the step.
+    Source: the code released with Wang et al. 2025 (arXiv 2410.13643), as of 2025.
+    """
+    p, q = law.log_probs.exp(), natural.log_probs.exp()
+    each = p * (law.log_probs - natural.log_probs) - p + q
+    site = (1 - relaxed[..., -1]) * (relaxed[..., :-1] * each).sum(dim=-1)
+    return site.masked_fill(~law.masked, 0).sum(dim=-1, dtype=torch.float64) / chance
 
 
 def _gumbel_given(log_probs: Tensor, tokens: Tensor, key: int, chains: Tensor, step: int) -> Tensor:

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+from fastguide import ops
 from fastguide.errors import ArgumentError
 from fastguide.finetune import parallel
+from fastguide.finetune.laws import GaussianLaws, MaskedLaws
 from fastguide.finetune.method import Method
 from fastguide.finetune.noising import noised
 from fastguide.finetune.parts import Part
 from fastguide.finetune.rollout import Buffer, roll
 from fastguide.finetune.rounds import Rounds
+from fastguide.finetune.sharing import Recalling, outputs
 
 Tensor = torch.Tensor
 
@@ -53,6 +56,7 @@ class RewardWeightedMLE(Method):
         min_ess: float = 0.02,
         **options: Any,
     ) -> None:
+        self.fits_steps = form == "path"
         super().__init__(diffusion, reward, alpha=alpha, **options)
         if form not in ("path", "denoise"):
             raise ArgumentError(f"form must be 'path' or 'denoise', got {form!r}")
@@ -74,9 +78,8 @@ class RewardWeightedMLE(Method):
 
     def collect(self, key: int, chains: Tensor, share: float, start: dict[str, Any]) -> Buffer:
         """Paths of the round's sampler, with a weight each; their mean over the batch is 1."""
-        buffer = roll(
-            None, self.rounds.sampler(share), key, chains, **start, max_rows=self.max_rows
-        )
+        sampler: Any = Recalling(self.rounds.sampler(share))
+        buffer = roll(None, sampler, key, chains, **start, max_rows=self.max_rows)
         buffer.reward = self.rewards(buffer)
         reward = parallel.gathered(buffer.reward)
         scaled = reward / (self.alpha * self.rounds.count)
@@ -104,13 +107,26 @@ class RewardWeightedMLE(Method):
 
     def loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """-weight times the log-likelihood of the steps, or of the reconstruction."""
-        x = part.x
-        law = self.policy.at(x, part.steps, part.cond)
+        x, steps, policy = part.x, part.steps, self.policy
+        weight = part.buffer.extra["weight"][part.paths]
+        output = outputs(policy, part)
+        if self.form == "denoise" and isinstance(policy, MaskedLaws):
+            diffusion = policy.diffusion
+            loss = ops.subs_cross_entropy(
+                output if diffusion.temperature == 1 else output / diffusion.temperature,
+                x,
+                part.clean,
+                mask_token=diffusion.mask_token,
+                weight=weight * policy.rho[steps],
+            )
+            return loss.sum(), {}
+        law = policy.law(x, output, steps)
         if self.form == "path":
             likelihood = law.log_prob(part.following)
         else:
-            likelihood = self.policy.reconstruction(law, x, part.clean, part.steps)
-        return -(part.buffer.extra["weight"][part.paths] * likelihood).sum(), {}
+            assert isinstance(policy, GaussianLaws)
+            likelihood = policy.reconstruction(law, x, part.clean, steps)
+        return -(weight * likelihood).sum(), {}
 
     def begin(self) -> None:
         """Back to the first round, whose sampler is the reference."""

@@ -12,6 +12,7 @@ from fastguide.errors import ArgumentError, DtypeError
 from fastguide.finetune.method import Method
 from fastguide.finetune.parts import Part
 from fastguide.finetune.rollout import Buffer, scores
+from fastguide.finetune.sharing import outputs
 
 Tensor = torch.Tensor
 
@@ -33,6 +34,8 @@ class ValueWeighted(Method):
     Source: distillation of SVDD (Li et al. 2024, arXiv 2408.08252), Uehara et al. 2025 (arXiv
     2501.09685), section 8.
     """
+
+    fits_steps = False
 
     def __init__(
         self,
@@ -114,7 +117,7 @@ class ValueWeighted(Method):
 
     def loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         """-sum of weight times log-probability over the successors of each row."""
-        law = self.policy.at(part.x, part.steps, part.cond)
+        law = self.policy.law(part.x, outputs(self.policy, part), part.steps)
         children, weights = part.extra("children"), part.extra("weights")
         likelihood = torch.stack(
             [law.log_prob(children[:, m]) for m in range(self.num_candidates)], dim=1

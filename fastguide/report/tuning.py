@@ -111,13 +111,13 @@ TUNINGS = {
     "rwmle": TuningSettings(
         "rwmle", 0.05, 20, 256, 8, 5e-4, options={"rounds": 20, "minibatches": 4, **_AVERAGE}
     ),
-    "value_weighted": TuningSettings("value_weighted", 0.1, 20, 16, 16, 3e-4, options=_AVERAGE),
-    "pcl": TuningSettings("pcl", 0.1, 20, 128, 8, 3e-4, options=_AVERAGE),
+    "value_weighted": TuningSettings("value_weighted", 0.05, 20, 16, 16, 3e-4, options=_AVERAGE),
+    "pcl": TuningSettings("pcl", 0.05, 20, 128, 8, 3e-4, options=_AVERAGE),
     "nft": TuningSettings(
-        "nft", 0.1, 24, 256, 8, 3e-4, options={"rounds": 12, "minibatches": 4, **_AVERAGE}
+        "nft", 0.015, 24, 256, 8, 3e-4, options={"rounds": 12, "minibatches": 4, **_AVERAGE}
     ),
 }
-"""The defaults of each method; those of the first three were chosen on task utr, by its guide."""
+"""The defaults of each method; benches/tune_utr.py chose each alpha on task utr, by its guide."""
 
 
 @dataclass

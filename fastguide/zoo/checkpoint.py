@@ -103,18 +103,36 @@ def load_weights(path: Path, sha256: str, model: nn.Module) -> None:
         CheckpointError: the file is missing, its hash differs from `sha256`, it cannot be parsed,
             or its tensors are not those of the model; names the file and the fix.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path} ({error.strerror}); {_FIX}") from error
+    raw = _read(path, _FIX)
     found = hashlib.sha256(raw).hexdigest()
     if found != sha256:
         raise CheckpointError(
             f"{path} was changed or damaged: its SHA-256 is {found}, the card says {sha256}; {_FIX}"
         )
+    _fill(model, raw, path, _FIX)
+
+
+def load_tuned(path: Path, model: nn.Module) -> None:
+    """Load a file of `finetune.Method.save` into `model`; see `load_weights`.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another model; names the file.
+    """
+    fix = "give a file that `save` of a method of fastguide.finetune wrote for this task's denoiser"
+    _fill(model, _read(path, fix), path, fix)
+
+
+def _read(path: Path, fix: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror}); {fix}") from error
+
+
+def _fill(model: nn.Module, raw: bytes, path: Path, fix: str) -> None:
     try:
         state = parse_tensors(raw)
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold this model: {error}; {_FIX}") from error
+        raise CheckpointError(f"{path} does not hold this model: {error}; {fix}") from error
     model.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from exact_chains import ALPHA, G1, quadratic
 from torch import nn
-from tuning_case import QUIET, count_of_threes, sequences
+from tuning_case import QUIET, assert_equal, count_of_threes, parameters, sequences
 
 import fastguide as fg
 from fastguide import finetune
@@ -111,6 +111,27 @@ def test_average_of_the_parameters():
     for name in average:
         expected = decay * natural[name] + (1 - decay) * last[name]
         torch.testing.assert_close(average[name], expected)
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora", "peft"])
+def test_reading_the_average_changes_nothing(adapter):
+    """The tuned diffusion is a copy: training goes on as if nobody had looked."""
+    if adapter == "peft":
+        peft = pytest.importorskip("peft")
+        adapter = peft.LoraConfig(r=2, target_modules=["out", "head"])
+    tuners, looked = [], []
+    for look in (False, True):
+        tuner = finetune.PPO(
+            sequences(), count_of_threes, alpha=1.0, adapter=adapter, learning_rate=0.1, ema=0.9
+        )
+        callback = (lambda row, of=tuner: looked.append(of.diffusion)) if look else None
+        tuner.train(4, 8, num_steps=3, callback=callback, **QUIET)
+        tuners.append(tuner)
+    assert len({digest(diffusion.denoiser) for diffusion in looked}) == 4
+    quiet, read = tuners
+    assert_equal(read._network.state_dict(), quiet._network.state_dict())
+    assert_equal(parameters(read), parameters(quiet))
+    assert digest(read._network) != digest(read.diffusion.denoiser)
 
 
 def test_learning_rates_that_change():

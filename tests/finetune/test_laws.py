@@ -45,7 +45,7 @@ def test_gaussian_rollout_and_log_probability(make):
 
 def test_gaussian_divergence():
     one, other = laws_of(G1(), 10), laws_of(G1(), 10)
-    one = type(one)(G1(), 10, log_scale=torch.full((10,), 0.3))
+    one = type(one)(G1(), 10, scale=torch.full((10,), 0.3))
     one.diffusion.denoiser.c.data.fill_(0.2)
     x, index = torch.randn(20, 1), torch.arange(20) % 10
     with torch.no_grad():

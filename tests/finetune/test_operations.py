@@ -16,6 +16,7 @@ from fastguide.checkpoint import digest
 from fastguide.errors import (
     ArgumentError,
     CheckpointError,
+    NonFiniteError,
 )
 from fastguide.finetune import linear
 
@@ -116,10 +117,44 @@ def test_interrupted_run_goes_on_from_its_last_state(tmp_path, monkeypatch):
     how = dict(num_steps=num_steps, checkpoint=tmp_path, **QUIET)
     with pytest.raises(KeyboardInterrupt):
         make().train(6, 12, callback=interrupt, **how)
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
     resumed = make()
     resumed.train(6, 12, **how)
     assert_equal(parameters(resumed), parameters(whole))
+
+
+def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path, monkeypatch):
+    """From the fourth iteration on, gradients are NaN: parameters and folder stay as they were."""
+    monkeypatch.setattr(finetune.method, "SAVE_EVERY_SECONDS", -1.0)
+    how = dict(num_steps=3, **QUIET)
+
+    class Breaking:
+        broken = False
+
+        def __call__(self, x):
+            return count_of_threes(x)
+
+        def soft(self, probs):
+            reward = count_of_threes.soft(probs)
+            return reward + (probs[:, 0, 0] * 0).sqrt() if self.broken else reward
+
+    reward = Breaking()
+
+    def make():
+        return finetune.RewardBackprop(sequences(), reward, alpha=1.0, ema=0.9, rank=2)
+
+    def from_the_fourth(row):
+        reward.broken = row["iteration"] >= 2
+
+    good, broken, mended = make(), make(), make()
+    good.train(3, 8, **how)
+    with pytest.raises(NonFiniteError, match="5 updates in a row"):
+        broken.train(20, 8, checkpoint=tmp_path, callback=from_the_fourth, **how)
+    assert_equal(parameters(broken), parameters(good))
+    assert_equal(broken._network.state_dict(), good._network.state_dict())
+    reward.broken = False
+    history = mended.train(8, 8, checkpoint=tmp_path, **how)
+    assert history.column("skipped").tolist() == [0, 0, 0, 1, 1, 1, 1, 0]
+    assert digest(mended._network) != digest(good._network)
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
@@ -127,6 +162,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
     make().train(2, 4, num_steps=num_steps, checkpoint=tmp_path, **QUIET)
     with pytest.raises(CheckpointError, match="it differs in seed"):
         make().train(2, 4, num_steps=num_steps, seed=1, checkpoint=tmp_path, **QUIET)
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
     fresh = make()
     history = fresh.train(
         2, 4, num_steps=num_steps, seed=1, checkpoint=tmp_path, resume=False, **QUIET

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastguide.diffusion import GaussianDiffusion
+from fastguide.diffusion.conditioning import call_denoiser
 from fastguide.errors import DtypeError, MissingExtraError
 
 Tensor = torch.Tensor
@@ -48,7 +49,7 @@ class DenoiserUNet(nn.Module):
     def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> Any:
         """States [B, C, H, W] and one timestep, or one each, to the model's output."""
         t = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        output = self.denoiser(sample, t)
+        output = call_denoiser(self.denoiser, sample, t, None, None)
         return DenoiserOutput(output) if return_dict else (output,)
 
 
