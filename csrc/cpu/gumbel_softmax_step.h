@@ -251,7 +251,7 @@ FG_LANE void pull_sites(const RelaxedStepArgs<T>& args, RelaxedSites& batch, i64
 }
 
 template <class T>
-FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, const double* d_kl,
+FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, const Numbers& d_kl,
                             T* d_logits, T* d_x, T* d_ref, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, columns = vocab_size + 1, length = args.length;
   RelaxedSites batch(vocab_size);
@@ -264,7 +264,7 @@ FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, con
                                  d_logits + n * length * vocab_size,
                                  d_x + n * length * columns,
                                  d_ref == nullptr ? nullptr : d_ref + n * length * vocab_size,
-                                 d_kl[n] * args.rho[n]};
+                                 (d_kl.data == nullptr ? 0.0 : d_kl[n]) * args.rho[n]};
     for (i64 first = 0; first < length; first += SITES) {
       const i64 some = length - first < SITES ? length - first : SITES;
       for (i64 j = 0; j < some; ++j) sites[j] = first + j;

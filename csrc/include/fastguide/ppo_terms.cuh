@@ -12,11 +12,41 @@ struct PpoOutputs {
   double* slope;
 };
 
+// Numbers [N] in float or double, any stride; data null: absent.
+struct Numbers {
+  const void* data;
+  i64 stride;
+  bool is_double;
+
+  FG_HD double operator[](i64 n) const {
+    return is_double ? static_cast<const double*>(data)[n * stride]
+                     : static_cast<double>(static_cast<const float*>(data)[n * stride]);
+  }
+};
+
 // What they are made of: [N] each, and the bounds of the ratio.
 struct PpoInputs {
-  const double *old_log_prob, *advantage;
+  Numbers old_log_prob, advantage;
   double low, high;
 };
+
+// Gradients in the terms, where absent none, and what the forward pass wrote.
+struct PpoPulls {
+  Numbers surrogate, kl, log_prob, ratio;
+  const double *ratios, *slopes;  // [N]
+};
+
+FG_HD double pull_on_log_prob(const PpoPulls& pulls, i64 n) {
+  double pull = 0.0;
+  if (pulls.surrogate.data != nullptr) pull = pulls.surrogate[n] * pulls.slopes[n];
+  if (pulls.log_prob.data != nullptr) pull += pulls.log_prob[n];
+  if (pulls.ratio.data != nullptr) pull += pulls.ratio[n] * pulls.ratios[n];
+  return pull;
+}
+
+FG_HD double pull_on_kl(const PpoPulls& pulls, i64 n) {
+  return pulls.kl.data == nullptr ? 0.0 : pulls.kl[n];
+}
 
 FG_HD void write_ppo_terms(const PpoInputs& in, i64 n, double log_prob, double kl,
                            const PpoOutputs& out) {
