@@ -46,19 +46,27 @@ def _pulls(
     )
 
 
-def _ppo_rows(*rows: torch.Tensor | None) -> list[torch.Tensor | None]:
-    """[N, D] each with contiguous rows; the caller holds them until the kernel has read them."""
-    return [each if each is None or each.is_contiguous() else _rows(each) for each in rows]
+Rows = tuple[torch.Tensor | None, ...]
 
 
-def _row_sizes(rows: torch.Tensor) -> tuple[int, int]:
-    shape = rows.shape
-    return shape[0], shape[1] if len(shape) == 2 else shape[1:].numel()
+def _contiguous_rows(rows: Rows) -> Rows:
+    """[N, ...] with contiguous rows; the caller holds them until the kernel has read them."""
+    for row in rows:
+        if row is not None and not row.is_contiguous():
+            return tuple(None if each is None else _rows(each) for each in rows)
+    return rows
 
 
-def _row_addresses(rows: list[torch.Tensor | None]) -> list[tuple[int, int]]:
-    # The rows of contiguous tensors follow one another, and their stride is that of [N, ...] too.
-    return [(0, 0) if row is None else (row.data_ptr(), row.stride()[0]) for row in rows]
+def _law(rows: Rows, numbers: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+    """What both launches of gaussian_ppo begin with: rows, numbers [N] of each, N and D."""
+    shape = rows[0].shape  # type: ignore[union-attr]
+    return (
+        # The rows of contiguous tensors follow one another: their stride is that of [N, ...] too.
+        [(0, 0) if row is None else (row.data_ptr(), row.stride()[0]) for row in rows],
+        [(each.data_ptr(), each.stride()[0], each.dtype is torch.float64) for each in numbers],
+        shape[0],
+        shape[1] if len(shape) == 2 else shape[1:].numel(),
+    )
 
 
 def launch_gaussian_ppo(
@@ -73,18 +81,15 @@ def launch_gaussian_ppo(
     low: float,
     high: float,
     output_ref: torch.Tensor | None,
-    *terms: torch.Tensor,
+    outputs: tuple[torch.Tensor, ...],
 ) -> Fault | None:
     """output, x, x_next, output_ref [N, ...], numbers [N] -> the five PPO terms and the slope of
     the surrogate in log_prob, [N]."""
-    rows = _ppo_rows(output, x, x_next, output_ref)
-    run = of_dtype("gaussian_ppo", output.dtype)
-    return run(
-        _row_addresses(rows),
-        (_numbers(a), _numbers(b), _numbers(s)),
-        *_row_sizes(output),
+    rows = _contiguous_rows((output, x, x_next, output_ref))
+    return of_dtype("gaussian_ppo", output.dtype)(
+        *_law(rows, (a, b, s)),
         (_numbers(old_log_prob), _numbers(advantage), low, high),
-        [term.data_ptr() for term in terms],
+        [each.data_ptr() for each in outputs],
         torch.get_num_threads(),
     )
 
@@ -97,20 +102,14 @@ def launch_gaussian_ppo_backward(
     b: torch.Tensor,
     s: torch.Tensor,
     output_ref: torch.Tensor | None,
-    *pulls_and_output: Any,
+    pulls: tuple[Any, ...],
+    d_output: torch.Tensor,
 ) -> None:
     """Inputs of the forward launch, gradients in surrogate, kl, log_prob and ratio [N] or None,
     ratio and slope [N] -> d_output [N, ...]."""
-    *pulls, d_output = pulls_and_output
-    rows = _ppo_rows(output, x, x_next, output_ref)
-    run = of_dtype("gaussian_ppo_backward", output.dtype)
-    run(
-        _row_addresses(rows),
-        (_numbers(a), _numbers(b), _numbers(s)),
-        *_row_sizes(output),
-        _pulls(*pulls),
-        d_output.data_ptr(),
-        torch.get_num_threads(),
+    rows = _contiguous_rows((output, x, x_next, output_ref))
+    of_dtype("gaussian_ppo_backward", output.dtype)(
+        *_law(rows, (a, b, s)), _pulls(*pulls), d_output.data_ptr(), torch.get_num_threads()
     )
 
 

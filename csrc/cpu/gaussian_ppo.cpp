@@ -9,6 +9,8 @@ namespace fastguide {
 
 // Lanes of the sums: two registers of the widest instruction set each.
 constexpr i64 PPO_LANES = 16;
+// Rows whose terms are made side by side.
+constexpr i64 PPO_ROWS = 64;
 // Elements of one unit of work, a multiple of PPO_LANES.
 constexpr i64 PPO_TILE = 4096;
 
@@ -36,16 +38,7 @@ Fault gaussian_ppo(const GaussianPpoArgs<T>& args, const PpoInputs& in, const Pp
     }
     return Fault();
   });
-  for (i64 n = 0; n < args.num_rows; ++n) {
-    double gaps = 0.0, differences = 0.0;
-    for (i64 tile = 0; tile < num_tiles; ++tile) {
-      gaps += partial[static_cast<size_t>(2 * (n * num_tiles + tile))];
-      differences += partial[static_cast<size_t>(2 * (n * num_tiles + tile) + 1)];
-    }
-    const GaussianLaw law = {args.a[n], args.b[n], args.s[n]};
-    write_ppo_terms(in, n, gaussian_log_prob(law, gaps, args.num_elements),
-                    gaussian_kl(law, differences), out);
-  }
+  FG_PICK(ppo_terms_of_rows<T>)(args, in, partial.data(), num_tiles, out);
   return {};
 }
 

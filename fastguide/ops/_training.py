@@ -31,12 +31,12 @@ class PPOTerms(NamedTuple):
     clipped: torch.Tensor
 
 
-def empty_terms(like: torch.Tensor) -> list[torch.Tensor]:
+def empty_terms(like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Terms for the rows of `like`, and the slope of the surrogate in log_prob, to be written."""
     first = like.new_empty(like.shape[:1], dtype=torch.float64)
     empty = torch.empty_like
     clipped = empty(first, dtype=torch.bool)
-    return [first, empty(first), empty(first), empty(first), clipped, empty(first)]
+    return first, empty(first), empty(first), empty(first), clipped, empty(first)
 
 
 def row_numbers(like: torch.Tensor, **values: float | torch.Tensor) -> list[torch.Tensor]:
@@ -70,7 +70,7 @@ def clip_bounds(clip: tuple[float, float]) -> tuple[float, float]:
     Raises:
         ArgumentError: not 0 <= low <= 1 <= high.
     """
-    low, high = (float(bound) for bound in clip)
+    low, high = map(float, clip)
     if not 0 <= low <= 1 <= high:
         raise ArgumentError(
             "clip must be the least and the greatest ratio, 0 <= low <= 1 <= high, for example "
@@ -162,9 +162,10 @@ class TrainingOp:
         )
         torch.library.register_autograd(f"fastguide::{name}_backward", refuse, lib=LIBRARY)
 
-        def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
-            output = tuple(run(*inputs))
-            setup(ctx, inputs, output)
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = run(*inputs)
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, output)
             return output
 
         steps = {"forward": staticmethod(forward), "backward": staticmethod(pull)}
@@ -180,7 +181,8 @@ class TrainingOp:
         if torch.is_grad_enabled():
             result: tuple[torch.Tensor, ...] = self._apply(*arguments)
             return result
-        return tuple(self._run(*arguments))
+        plain: tuple[torch.Tensor, ...] = self._run(*arguments)
+        return plain
 
     def backward(self, *arguments: Any) -> Any:
         """The gradient operator on its arguments in order."""

@@ -24,6 +24,8 @@ from fastguide.ops._training import (
 from fastguide.reference.gaussian_ppo import gaussian_ppo_backward
 
 OP = "gaussian_ppo"
+# The gradients of the inputs after the first.
+NOTHING = (None,) * 10
 
 
 def gaussian_ppo(
@@ -94,15 +96,18 @@ def _run(
     high: float,
     output_ref: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    _check.dtype("output", output, _check.FLOATS)
-    shape = output.shape
+    if output.dtype not in _check.FLOATS:
+        _check.dtype("output", output, _check.FLOATS)
+    shape, dtype = output.shape, output.dtype
     for name, tensor in (("x", x), ("x_next", x_next), ("output_ref", output_ref)):
-        if tensor is not None:
-            _check.dtype(name, tensor, (output.dtype,))
-            if tensor.shape != shape:
-                _check.shape(name, tensor, list(shape), "[N, ...]")
-    given = dict(x=x, x_next=x_next, output_ref=output_ref, old_log_prob=old_log_prob)
-    _check.same_device(OP, output, **given, advantage=advantage, a=a, b=b, s=s)
+        if tensor is not None and (tensor.dtype is not dtype or tensor.shape != shape):
+            _check.dtype(name, tensor, (dtype,))
+            _check.shape(name, tensor, list(shape), "[N, ...]")
+    device = output.device
+    for each in (x, x_next, old_log_prob, advantage, a, b, s, output_ref):
+        if each is not None and each.device != device:
+            given = dict(x=x, x_next=x_next, output_ref=output_ref, old_log_prob=old_log_prob)
+            _check.same_device(OP, output, **given, advantage=advantage, a=a, b=b, s=s)
     backend, launch = _backend.served(OP, output)
     if backend != "cpp":
         old_log_prob, advantage, a, b, s = doubles(old_log_prob, advantage, a, b, s)
@@ -116,15 +121,16 @@ def _run(
         terms = PPOTerms(*due)
         return (*terms, slope_of_surrogate(terms, advantage))
     outputs = empty_terms(output)
-    numbers = (old_log_prob, advantage, a, b, s, low, high)
-    fault = launch(output, x, x_next, *numbers, output_ref, *outputs)
+    fault = launch(
+        output, x, x_next, old_log_prob, advantage, a, b, s, low, high, output_ref, outputs
+    )
     if fault is not None:
         _check.raise_fault(OP, fault)
-    return tuple(outputs)
+    return outputs
 
 
 def _fake(output: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(empty_terms(output))
+    return empty_terms(output)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -144,7 +150,7 @@ def _pull(
 ) -> tuple[torch.Tensor | None, ...]:
     *inputs, ratio, slope = ctx.saved_tensors
     pulls = (d_surrogate, d_kl, d_log_prob, d_ratio, ratio, slope)
-    return (OPERATOR.backward(*inputs, *pulls), *[None] * 10)
+    return OPERATOR.backward(*inputs, *pulls), *NOTHING
 
 
 def _run_backward(
@@ -161,11 +167,10 @@ def _run_backward(
     if backend != "cpp":
         a, b, s = doubles(a, b, s)
         pulls = joined_pulls(*pulls)
-    arguments = (output, x, x_next, a, b, s, output_ref, *pulls)
     if launch is None:
-        return gaussian_ppo_backward(*arguments)
+        return gaussian_ppo_backward(output, x, x_next, a, b, s, output_ref, *pulls)
     d_output = torch.empty_like(output, memory_format=torch.contiguous_format)
-    launch(*arguments, d_output)
+    launch(output, x, x_next, a, b, s, output_ref, pulls, d_output)
     return d_output
 
 

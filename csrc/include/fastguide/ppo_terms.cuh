@@ -48,10 +48,10 @@ FG_HD double pull_on_kl(const PpoPulls& pulls, i64 n) {
   return pulls.kl.data == nullptr ? 0.0 : pulls.kl[n];
 }
 
-FG_HD void write_ppo_terms(const PpoInputs& in, i64 n, double log_prob, double kl,
+// ratio: exp(log_prob - old_log_prob).
+FG_HD void write_ppo_terms(const PpoInputs& in, i64 n, double log_prob, double kl, double ratio,
                            const PpoOutputs& out) {
   const double advantage = in.advantage[n];
-  const double ratio = exp_double(log_prob - in.old_log_prob[n]);
   const double inside = ratio < in.low ? in.low : (ratio > in.high ? in.high : ratio);
   const double plain = ratio * advantage, held = inside * advantage;
   // NaN on either side goes through.
@@ -64,6 +64,11 @@ FG_HD void write_ppo_terms(const PpoInputs& in, i64 n, double log_prob, double k
       (advantage > 0.0 && ratio > in.high) || (advantage < 0.0 && ratio < in.low);
   out.clipped[n] = clipped;
   out.slope[n] = clipped ? 0.0 : -plain;
+}
+
+FG_HD void write_ppo_terms(const PpoInputs& in, i64 n, double log_prob, double kl,
+                           const PpoOutputs& out) {
+  write_ppo_terms(in, n, log_prob, kl, exp_double(log_prob - in.old_log_prob[n]), out);
 }
 
 }  // namespace fastguide
