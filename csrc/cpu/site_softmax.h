@@ -240,15 +240,79 @@ FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, double nor
   }
 }
 
+#if FG_LEVEL > 0
+
+// Columns [4] of four sites each way; returns how many columns went in fours.
+FG_LANE i64 join_fours(const float* const* from, i64 columns, double* z) {
+  const i64 whole = columns / 4 * 4;
+  for (i64 c = 0; c < whole; c += 4)
+    for (i64 j = 0; j < SITES; j += 4) {
+      __m128 r0 = _mm_loadu_ps(from[j] + c), r1 = _mm_loadu_ps(from[j + 1] + c);
+      __m128 r2 = _mm_loadu_ps(from[j + 2] + c), r3 = _mm_loadu_ps(from[j + 3] + c);
+      _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+      _mm256_storeu_pd(z + c * SITES + j, _mm256_cvtps_pd(r0));
+      _mm256_storeu_pd(z + (c + 1) * SITES + j, _mm256_cvtps_pd(r1));
+      _mm256_storeu_pd(z + (c + 2) * SITES + j, _mm256_cvtps_pd(r2));
+      _mm256_storeu_pd(z + (c + 3) * SITES + j, _mm256_cvtps_pd(r3));
+    }
+  return whole;
+}
+FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
+  __m128 r0 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + c * SITES));
+  __m128 r1 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 1) * SITES));
+  __m128 r2 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 2) * SITES));
+  __m128 r3 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 3) * SITES));
+  _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+  _mm_storeu_ps(to[0] + c, r0);
+  _mm_storeu_ps(to[1] + c, r1);
+  _mm_storeu_ps(to[2] + c, r2);
+  _mm_storeu_ps(to[3] + c, r3);
+}
+
+#else
+
+FG_LANE i64 join_fours(const float* const*, i64, double*) { return 0; }
+FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
+  for (i64 i = 0; i < 4; ++i)
+    for (i64 j = 0; j < 4; ++j) to[j][c + i] = static_cast<float>(z[(c + i) * SITES + j]);
+}
+
+#endif
+
+FG_LANE i64 join_fours(const double* const*, i64, double*) { return 0; }
+FG_LANE void part_fours(const double* z, i64 c, double* const* to) {
+  for (i64 i = 0; i < 4; ++i)
+    for (i64 j = 0; j < 4; ++j) to[j][c + i] = z[(c + i) * SITES + j];
+}
+
+// z [columns, SITES] of the columns of sites from[SITES].
+template <class T>
+FG_LANE void join_sites(const T* const* from, i64 stride, i64 columns, double* z) {
+  for (i64 c = stride == 1 ? join_fours(from, columns, z) : 0; c < columns; ++c)
+    for (i64 j = 0; j < SITES; ++j) z[c * SITES + j] = static_cast<double>(from[j][c * stride]);
+}
+
+// The columns of sites to[count] of z [columns, SITES].
+template <class T>
+FG_LANE void part_sites(const double* z, i64 columns, i64 count, T* const* to) {
+  const i64 fours = columns / 4 * 4;
+  i64 j = 0;
+  for (; j + 4 <= count; j += 4) {
+    for (i64 c = 0; c < fours; c += 4) part_fours(z + j, c, to + j);
+    for (i64 c = fours; c < columns; ++c)
+      for (i64 i = j; i < j + 4; ++i) to[i][c] = static_cast<T>(z[c * SITES + i]);
+  }
+  for (; j < count; ++j)
+    for (i64 c = 0; c < columns; ++c) to[j][c] = static_cast<T>(z[c * SITES + j]);
+}
+
 // z [V, SITES]: logits of sites [count], 0 < count <= SITES, divided by the temperature.
 template <class T>
 FG_LANE void load_sites(const SiteLogits<T>& logits, const T* row, const i64* sites, i64 count,
                         i64 vocab_size, double temperature, double* z) {
   const T* from[SITES];
   for (i64 j = 0; j < SITES; ++j) from[j] = row + sites[j < count ? j : 0] * logits.site_stride;
-  for (i64 v = 0; v < vocab_size; ++v)
-    for (i64 j = 0; j < SITES; ++j)
-      z[v * SITES + j] = static_cast<double>(from[j][v * logits.token_stride]);
+  join_sites(from, logits.token_stride, vocab_size, z);
   if (temperature != 1.0)
     for (i64 i = 0; i < vocab_size * SITES; ++i) z[i] /= temperature;
 }

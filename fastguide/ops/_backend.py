@@ -198,8 +198,13 @@ def served(op: str, tensor: torch.Tensor, part: str = "") -> tuple[str, Callable
     Raises:
         BackendError: no backend can serve.
     """
-    if _forced is None and tensor.is_cpu and not os.environ.get(ENVIRONMENT_VARIABLE):
-        return "cpp", _cpu_launcher(_native or native(), op, part)
+    if (
+        _forced is None
+        and tensor.is_cpu
+        and _native is not None
+        and not _native.environment(ENVIRONMENT_VARIABLE)
+    ):
+        return "cpp", _cpu_launcher(_native, op, part)
     backend = chosen(op, tensor.device.type)
     launch = None if backend == "reference" else _launcher(backend, op, tensor, part)
     return backend, launch

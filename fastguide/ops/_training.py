@@ -169,9 +169,10 @@ class TrainingOp:
             return output
 
         steps = {"forward": staticmethod(forward), "backward": staticmethod(pull)}
-        direct: Any = type(f"Direct_{name}", (torch.autograd.Function,), steps)
+        function: Any = torch.autograd.Function
+        direct: Any = type(f"Direct_{name}", (function,), steps)
         # Function.apply without what it does for functorch, which goes through the dispatcher.
-        self._apply: Any = super(torch.autograd.Function, direct).apply
+        self._apply: Any = super(function, direct).apply
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """The operator on its arguments in order."""

@@ -195,7 +195,7 @@ def _run_backward(
     if backend != "cpp":
         (rho,) = doubles(rho)
         d_kl = given_or_zeros(d_kl, rho)
-    after = (logits_ref, temperature, d_next, d_kl)
+    after: tuple[Any, ...] = (logits_ref, temperature, d_next, d_kl)
     if launch is None:
         given = (logits, x, rho, tau, seed, chains, step)
         d_logits, d_x, d_ref = gumbel_softmax_step_backward(*given, *after)
