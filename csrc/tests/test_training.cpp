@@ -1,9 +1,11 @@
 // The training kernels on vocabularies at both sides of every border: closed forms, and memory errors
 // when built with sanitizers.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../cpu/training.h"
+#include "fastguide/exp_single.cuh"
 #include "check.h"
 
 using namespace fastguide;
@@ -121,6 +123,20 @@ void test_gaussian(i64 num_elements) {
   CHECK(num_elements == 0 || d_output[0] == T(0));
 }
 
+// The error in units of the last place, and the ends of the range.
+void test_exp_single() {
+  double worst = 0.0;
+  for (float x = -87.0f; x < 88.0f; x += 0.00390721f) {
+    const double due = std::exp(static_cast<double>(x));
+    const float near_due = static_cast<float>(due);
+    const double place = static_cast<double>(std::nextafter(near_due, INFINITY) - near_due);
+    worst = std::max(worst, std::fabs(static_cast<double>(exp_single(x)) - due) / place);
+  }
+  CHECK(worst < 1.4);
+  CHECK(exp_single(0.0f) == 1.0f && exp_single(-87.5f) == 0.0f && exp_single(-INFINITY) == 0.0f);
+  CHECK(std::isnan(exp_single(NAN)));
+}
+
 template <class T>
 void test_all() {
   for (i64 vocab_size : {1, 4, 5, 37, 191, 192, 513, 1031}) {
@@ -133,6 +149,7 @@ void test_all() {
 }  // namespace
 
 void test_training() {
+  test_exp_single();
   test_all<float>();
   test_all<double>();
 }

@@ -172,7 +172,8 @@ class TrainingOp:
         function: Any = torch.autograd.Function
         direct: Any = type(f"Direct_{name}", (function,), steps)
         # Function.apply without what it does for functorch, which goes through the dispatcher.
-        self._apply: Any = super(function, direct).apply
+        bound: Any = super(function, direct)
+        self._apply = bound.apply
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """The operator on its arguments in order."""
