@@ -25,10 +25,10 @@ def _gaussian(dtype: torch.dtype, ref: bool, x: torch.Tensor | None = None) -> I
     other, row = given if ref else None, torch.ones(n, dtype=torch.float64)
     states = (output, x, given)
     yield lambda: gaussian_ppo.launch_gaussian_ppo(
-        *states, row, row, row, row, row, 0.8, 1.2, other, *_terms(n)
+        *states, row, row, row, row, row, 0.8, 1.2, other, tuple(_terms(n))
     )
     yield lambda: gaussian_ppo.launch_gaussian_ppo_backward(
-        *states, row, row, row, other, row, row, torch.empty_like(output)
+        *states, row, row, row, other, (row, row), torch.empty_like(output)
     )
 
 

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -273,6 +274,10 @@ void bind_soft_value(Address values, bool is_double, Strides2 strides, i64 num_r
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of fastguide on raw addresses; use fastguide.ops instead.";
   m.def("cpu_level", [] { return level_name(cpu_level()); });
+  m.def("environment", [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  });
   m.def("supported_levels", [] {
     std::vector<std::string> names;
     for (Level level : {Level::baseline, Level::avx2, Level::avx512})

@@ -1,21 +1,40 @@
 // The training ops of fastguide._C: the part of bind.cpp that has a type for each dtype. It stands in
 // bind.cpp's own namespace, after the helpers that it uses.
 
+// (data, stride, is_double); data 0: absent.
+using NumbersTuple = std::tuple<Address, i64, bool>;
+
+Numbers make_numbers(const NumbersTuple& numbers) {
+  const auto [data, stride, is_double] = numbers;
+  return {pointer<const void>(data), stride, is_double};
+}
+
 // (output, x, x_next, output_ref or absent)
 using PpoRowsTuple = std::tuple<RowsTuple, RowsTuple, RowsTuple, RowsTuple>;
+// (a, b, s)
+using LawTuple = std::tuple<NumbersTuple, NumbersTuple, NumbersTuple>;
 // (old_log_prob, advantage, low, high) and (surrogate, kl, log_prob, ratio, clipped, slope)
-using PpoInputsTuple = std::tuple<Address, Address, double, double>;
+using PpoInputsTuple = std::tuple<NumbersTuple, NumbersTuple, double, double>;
 using PpoOutputsTuple = std::tuple<Address, Address, Address, Address, Address, Address>;
+// (gradients in surrogate, kl, log_prob and ratio, ratio, slope)
+using PpoPullsTuple =
+    std::tuple<NumbersTuple, NumbersTuple, NumbersTuple, NumbersTuple, Address, Address>;
 
 PpoInputs make_ppo_inputs(const PpoInputsTuple& inputs) {
   const auto [old_log_prob, advantage, low, high] = inputs;
-  return {pointer<const double>(old_log_prob), pointer<const double>(advantage), low, high};
+  return {make_numbers(old_log_prob), make_numbers(advantage), low, high};
 }
 
 PpoOutputs make_ppo_outputs(const PpoOutputsTuple& outputs) {
   const auto [surrogate, kl, log_prob, ratio, clipped, slope] = outputs;
   return {pointer<double>(surrogate), pointer<double>(kl), pointer<double>(log_prob),
           pointer<double>(ratio), pointer<bool>(clipped), pointer<double>(slope)};
+}
+
+PpoPulls make_ppo_pulls(const PpoPullsTuple& pulls) {
+  const auto& [surrogate, kl, log_prob, ratio, ratios, slopes] = pulls;
+  return {make_numbers(surrogate), make_numbers(kl),        make_numbers(log_prob),
+          make_numbers(ratio),     pointer<double>(ratios), pointer<double>(slopes)};
 }
 
 template <class T>
@@ -25,31 +44,30 @@ Rows<T> make_rows(const RowsTuple& rows) {
 
 template <class T>
 struct GaussianPpo {
-  static py::object run(const PpoRowsTuple& rows, Address a, Address b, Address s, i64 num_rows,
+  static py::object run(const PpoRowsTuple& rows, const LawTuple& law, i64 num_rows,
                         i64 num_elements, const PpoInputsTuple& inputs,
                         const PpoOutputsTuple& outputs, int num_threads) {
     Fault fault;
     {
       py::gil_scoped_release release;
-      fault = gaussian_ppo(args(rows, a, b, s, num_rows, num_elements), make_ppo_inputs(inputs),
+      fault = gaussian_ppo(args(rows, law, num_rows, num_elements), make_ppo_inputs(inputs),
                            make_ppo_outputs(outputs), num_threads);
     }
     return fault_or_none(fault);
   }
-  static void pull(const PpoRowsTuple& rows, Address a, Address b, Address s, i64 num_rows,
-                   i64 num_elements, Address d_log_prob, Address d_kl, Address d_output,
-                   int num_threads) {
+  static void pull(const PpoRowsTuple& rows, const LawTuple& law, i64 num_rows, i64 num_elements,
+                   const PpoPullsTuple& pulls, Address d_output, int num_threads) {
     py::gil_scoped_release release;
-    gaussian_ppo_backward(args(rows, a, b, s, num_rows, num_elements),
-                          pointer<const double>(d_log_prob), pointer<const double>(d_kl),
+    gaussian_ppo_backward(args(rows, law, num_rows, num_elements), make_ppo_pulls(pulls),
                           pointer<T>(d_output), num_threads);
   }
-  static GaussianPpoArgs<T> args(const PpoRowsTuple& rows, Address a, Address b, Address s,
-                                 i64 num_rows, i64 num_elements) {
+  static GaussianPpoArgs<T> args(const PpoRowsTuple& rows, const LawTuple& law, i64 num_rows,
+                                 i64 num_elements) {
     const auto& [output, x, x_next, output_ref] = rows;
-    return {make_rows<T>(output),     make_rows<T>(x),          make_rows<T>(x_next),
-            make_rows<T>(output_ref), pointer<const double>(a), pointer<const double>(b),
-            pointer<const double>(s), num_rows,                 num_elements};
+    const auto& [a, b, s] = law;
+    return {make_rows<T>(output),     make_rows<T>(x), make_rows<T>(x_next),
+            make_rows<T>(output_ref), make_numbers(a), make_numbers(b),
+            make_numbers(s),          num_rows,        num_elements};
   }
 };
 
@@ -68,7 +86,7 @@ using StepTuple = std::tuple<Address, Address, i64, i64, i64, i64>;
 template <class T>
 struct MaskedPpo {
   static py::object run(const SitesTuple& logits, const SitesTuple& ref, const StepTuple& step,
-                        Address rho, double temperature, const PpoInputsTuple& inputs,
+                        const NumbersTuple& rho, double temperature, const PpoInputsTuple& inputs,
                         const PpoOutputsTuple& outputs, Address sites, int num_threads) {
     Fault fault;
     {
@@ -79,15 +97,15 @@ struct MaskedPpo {
     return fault_or_none(fault);
   }
   static void pull(const SitesTuple& logits, const SitesTuple& ref, const StepTuple& step,
-                   Address rho, double temperature, Address sites, Address d_log_prob,
-                   Address d_kl, Address d_logits, int num_threads) {
+                   const NumbersTuple& rho, double temperature, Address sites,
+                   const PpoPullsTuple& pulls, Address d_logits, int num_threads) {
     py::gil_scoped_release release;
     masked_ppo_backward(args(logits, ref, step, rho, temperature), pointer<const double>(sites),
-                        pointer<const double>(d_log_prob), pointer<const double>(d_kl),
-                        pointer<T>(d_logits), num_threads);
+                        make_ppo_pulls(pulls), pointer<T>(d_logits), num_threads);
   }
   static MaskedPpoArgs<T> args(const SitesTuple& logits, const SitesTuple& ref,
-                               const StepTuple& step, Address rho, double temperature) {
+                               const StepTuple& step, const NumbersTuple& rho,
+                               double temperature) {
     const auto [x, x_next, num_rows, length, vocab_size, mask] = step;
     return {make_sites<T>(logits),
             make_sites<T>(ref),
@@ -97,7 +115,7 @@ struct MaskedPpo {
             length,
             vocab_size,
             mask,
-            pointer<const double>(rho),
+            make_numbers(rho),
             temperature};
   }
 };
@@ -115,10 +133,10 @@ struct SubsCrossEntropy {
     return fault_or_none(fault);
   }
   static void pull(const SitesTuple& logits, const StepTuple& step, Address normalisers,
-                   Address d_loss, Address d_logits, int num_threads) {
+                   const NumbersTuple& d_loss, Address d_logits, int num_threads) {
     py::gil_scoped_release release;
     subs_cross_entropy_backward(args(logits, step), pointer<const double>(normalisers),
-                                pointer<const double>(d_loss), pointer<T>(d_logits), num_threads);
+                                make_numbers(d_loss), pointer<T>(d_logits), num_threads);
   }
   static void slice_sums(Address logits, i64 num_rows, i64 num_tokens, i64 first, Address targets,
                          Address top, Address total, Address chosen, int num_threads) {
@@ -156,8 +174,9 @@ using StreamTuple = std::tuple<u64, Address, u32>;
 template <class T>
 struct GumbelSoftmaxStep {
   static py::object run(const SitesTuple& logits, const SitesTuple& ref, const RelaxedTuple& state,
-                        Address rho, double tau, double temperature, const StreamTuple& stream,
-                        bool straight_through, Address out, Address kl, int num_threads) {
+                        const NumbersTuple& rho, double tau, double temperature,
+                        const StreamTuple& stream, bool straight_through, Address out, Address kl,
+                        int num_threads) {
     Fault fault;
     {
       py::gil_scoped_release release;
@@ -168,17 +187,17 @@ struct GumbelSoftmaxStep {
     return fault_or_none(fault);
   }
   static void pull(const SitesTuple& logits, const SitesTuple& ref, const RelaxedTuple& state,
-                   Address rho, double tau, double temperature, const StreamTuple& stream,
-                   Address d_next, Address d_kl, Address d_logits, Address d_x, Address d_ref,
-                   int num_threads) {
+                   const NumbersTuple& rho, double tau, double temperature,
+                   const StreamTuple& stream, Address d_next, const NumbersTuple& d_kl,
+                   Address d_logits, Address d_x, Address d_ref, int num_threads) {
     py::gil_scoped_release release;
     gumbel_softmax_step_backward(args(logits, ref, state, rho, tau, temperature, stream),
-                                 pointer<const T>(d_next), pointer<const double>(d_kl),
+                                 pointer<const T>(d_next), make_numbers(d_kl),
                                  pointer<T>(d_logits), pointer<T>(d_x), pointer<T>(d_ref),
                                  num_threads);
   }
   static RelaxedStepArgs<T> args(const SitesTuple& logits, const SitesTuple& ref,
-                                 const RelaxedTuple& state, Address rho, double tau,
+                                 const RelaxedTuple& state, const NumbersTuple& rho, double tau,
                                  double temperature, const StreamTuple& stream) {
     const auto [x, num_rows, length, vocab_size] = state;
     const auto [seed, chains, c3] = stream;
@@ -188,7 +207,7 @@ struct GumbelSoftmaxStep {
             num_rows,
             length,
             vocab_size,
-            pointer<const double>(rho),
+            make_numbers(rho),
             tau,
             temperature,
             seed,

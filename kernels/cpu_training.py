@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fastguide.kernels import chunked_head
@@ -10,22 +12,61 @@ from fastguide.kernels.cpu import Fault, _address, _rows, of_dtype
 TOKEN_FAULT = 2
 Absent = tuple[int, tuple[int, int, int]]
 ABSENT: Absent = (0, (0, 0, 0))
+Numbers = tuple[int, int, bool]
+NO_NUMBERS: Numbers = (0, 0, True)
+Pull = torch.Tensor | None
 
 
 def _sites(logits: torch.Tensor | None) -> tuple[int, tuple[int, ...]]:
     return ABSENT if logits is None else (logits.data_ptr(), logits.stride())
 
 
-def _ppo_rows(
-    output: torch.Tensor, x: torch.Tensor, x_next: torch.Tensor, output_ref: torch.Tensor | None
-) -> list[torch.Tensor | None]:
-    """[N, D] each with contiguous rows; the caller holds them until the kernel has read them."""
-    ref = None if output_ref is None else _rows(output_ref)
-    return [_rows(output), _rows(x), _rows(x_next), ref]
+def _numbers(values: torch.Tensor | None) -> Numbers:
+    """[N] of float32|float64, any stride."""
+    if values is None:
+        return NO_NUMBERS
+    return values.data_ptr(), values.stride()[0], values.dtype is torch.float64
 
 
-def _row_addresses(rows: list[torch.Tensor | None]) -> tuple[tuple[int, int], ...]:
-    return tuple((0, 0) if row is None else (row.data_ptr(), row.stride(0)) for row in rows)
+def _pulls(
+    d_surrogate: Pull,
+    d_kl: Pull,
+    d_log_prob: Pull,
+    d_ratio: Pull,
+    ratio: torch.Tensor,
+    slope: torch.Tensor,
+) -> tuple[Numbers, Numbers, Numbers, Numbers, int, int]:
+    return (
+        _numbers(d_surrogate),
+        _numbers(d_kl),
+        _numbers(d_log_prob),
+        _numbers(d_ratio),
+        ratio.data_ptr(),
+        slope.data_ptr(),
+    )
+
+
+Rows = tuple[torch.Tensor | None, ...]
+
+
+def _contiguous_rows(rows: Rows) -> Rows:
+    """[N, ...] with contiguous rows; the caller holds them until the kernel has read them."""
+    for row in rows:
+        if row is not None and not row.is_contiguous():
+            return tuple(None if each is None else _rows(each) for each in rows)
+    return rows
+
+
+def _law(rows: Rows, numbers: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+    """What both launches of gaussian_ppo begin with: rows, numbers [N] of each, N and D."""
+    shape = rows[0].shape  # type: ignore[union-attr]
+    return (
+        # The rows of contiguous tensors follow one another: their stride is that of [N, ...] too.
+        [(0, 0) if row is None else (row.data_ptr(), row.stride()[0]) for row in rows],
+        [(each.data_ptr(), each.stride()[0], each.dtype is torch.float64) for each in numbers],
+        shape[0],
+        shape[1] if len(shape) == 2 else shape[1:].numel(),
+    )
 
 
 def launch_gaussian_ppo(
@@ -40,21 +81,15 @@ def launch_gaussian_ppo(
     low: float,
     high: float,
     output_ref: torch.Tensor | None,
-    *terms: torch.Tensor,
+    outputs: tuple[torch.Tensor, ...],
 ) -> Fault | None:
     """output, x, x_next, output_ref [N, ...], numbers [N] -> the five PPO terms and the slope of
     the surrogate in log_prob, [N]."""
-    rows = _ppo_rows(output, x, x_next, output_ref)
-    run = of_dtype("gaussian_ppo", output.dtype)
-    return run(
-        _row_addresses(rows),
-        a.data_ptr(),
-        b.data_ptr(),
-        s.data_ptr(),
-        output.shape[0],
-        output.shape[1:].numel(),
-        (old_log_prob.data_ptr(), advantage.data_ptr(), low, high),
-        tuple(term.data_ptr() for term in terms),
+    rows = _contiguous_rows((output, x, x_next, output_ref))
+    return of_dtype("gaussian_ppo", output.dtype)(
+        *_law(rows, (a, b, s)),
+        (_numbers(old_log_prob), _numbers(advantage), low, high),
+        [each.data_ptr() for each in outputs],
         torch.get_num_threads(),
     )
 
@@ -67,24 +102,14 @@ def launch_gaussian_ppo_backward(
     b: torch.Tensor,
     s: torch.Tensor,
     output_ref: torch.Tensor | None,
-    d_log_prob: torch.Tensor,
-    d_kl: torch.Tensor,
+    pulls: tuple[Any, ...],
     d_output: torch.Tensor,
 ) -> None:
-    """Inputs of the forward launch, d_log_prob, d_kl [N] -> d_output [N, ...]."""
-    rows = _ppo_rows(output, x, x_next, output_ref)
-    run = of_dtype("gaussian_ppo_backward", output.dtype)
-    run(
-        _row_addresses(rows),
-        a.data_ptr(),
-        b.data_ptr(),
-        s.data_ptr(),
-        output.shape[0],
-        output.shape[1:].numel(),
-        d_log_prob.data_ptr(),
-        d_kl.data_ptr(),
-        d_output.data_ptr(),
-        torch.get_num_threads(),
+    """Inputs of the forward launch, gradients in surrogate, kl, log_prob and ratio [N] or None,
+    ratio and slope [N] -> d_output [N, ...]."""
+    rows = _contiguous_rows((output, x, x_next, output_ref))
+    of_dtype("gaussian_ppo_backward", output.dtype)(
+        *_law(rows, (a, b, s)), _pulls(*pulls), d_output.data_ptr(), torch.get_num_threads()
     )
 
 
@@ -116,10 +141,10 @@ def launch_masked_ppo(
         _sites(logits),
         _sites(logits_ref),
         _step(x, x_next, logits.shape[2], mask_token),
-        rho.data_ptr(),
+        _numbers(rho),
         temperature,
-        (old_log_prob.data_ptr(), advantage.data_ptr(), low, high),
-        tuple(term.data_ptr() for term in terms),
+        (_numbers(old_log_prob), _numbers(advantage), low, high),
+        [term.data_ptr() for term in terms],
         sites.data_ptr(),
         torch.get_num_threads(),
     )
@@ -134,21 +159,20 @@ def launch_masked_ppo_backward(
     logits_ref: torch.Tensor | None,
     temperature: float,
     sites: torch.Tensor,
-    d_log_prob: torch.Tensor,
-    d_kl: torch.Tensor,
-    d_logits: torch.Tensor,
+    *pulls_and_output: Any,
 ) -> None:
-    """Inputs and sites of the forward launch, d_log_prob, d_kl [N] -> d_logits [N, L, V]."""
+    """Inputs and sites of the forward launch, gradients in surrogate, kl, log_prob and ratio [N] or
+    None, ratio and slope [N] -> d_logits [N, L, V]."""
+    *pulls, d_logits = pulls_and_output
     run = of_dtype("masked_ppo_backward", logits.dtype)
     run(
         _sites(logits),
         _sites(logits_ref),
         _step(x, x_next, logits.shape[2], mask_token),
-        rho.data_ptr(),
+        _numbers(rho),
         temperature,
         sites.data_ptr(),
-        d_log_prob.data_ptr(),
-        d_kl.data_ptr(),
+        _pulls(*pulls),
         d_logits.data_ptr(),
         torch.get_num_threads(),
     )
@@ -175,7 +199,7 @@ def launch_gumbel_softmax_step(
         _sites(logits),
         _sites(logits_ref),
         (x.data_ptr(), *logits.shape),
-        rho.data_ptr(),
+        _numbers(rho),
         tau,
         temperature,
         (seed, chains.data_ptr(), counter),
@@ -197,7 +221,7 @@ def launch_gumbel_softmax_step_backward(
     logits_ref: torch.Tensor | None,
     temperature: float,
     d_next: torch.Tensor,
-    d_kl: torch.Tensor,
+    d_kl: torch.Tensor | None,
     d_logits: torch.Tensor,
     d_x: torch.Tensor,
     d_ref: torch.Tensor,
@@ -209,12 +233,12 @@ def launch_gumbel_softmax_step_backward(
         _sites(logits),
         _sites(logits_ref),
         (x.data_ptr(), *logits.shape),
-        rho.data_ptr(),
+        _numbers(rho),
         tau,
         temperature,
         (seed, chains.data_ptr(), counter),
         d_next.data_ptr(),
-        d_kl.data_ptr(),
+        _numbers(d_kl),
         d_logits.data_ptr(),
         d_x.data_ptr(),
         _address(None if logits_ref is None else d_ref),
@@ -256,7 +280,7 @@ def launch_subs_cross_entropy_backward(
         _sites(logits),
         _step(x, targets, logits.shape[2], mask_token),
         normalisers.data_ptr(),
-        d_loss.data_ptr(),
+        _numbers(d_loss),
         d_logits.data_ptr(),
         torch.get_num_threads(),
     )

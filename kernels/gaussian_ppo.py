@@ -184,7 +184,7 @@ def launch_gaussian_ppo(
     low: float,
     high: float,
     output_ref: torch.Tensor | None,
-    *terms: torch.Tensor,
+    outputs: tuple[torch.Tensor, ...],
 ) -> device_faults.Fault | None:
     """output, x, x_next, output_ref [N, ...], numbers [N] -> the five PPO terms and the slope of
     the surrogate in log_prob, [N]."""
@@ -220,7 +220,7 @@ def launch_gaussian_ppo(
         advantage,
         b,
         s,
-        *terms,
+        *outputs,
         device_faults.record(OP, output.device),
         double(low)[0],
         double(high)[0],
@@ -241,11 +241,10 @@ def launch_gaussian_ppo_backward(
     b: torch.Tensor,
     s: torch.Tensor,
     output_ref: torch.Tensor | None,
-    d_log_prob: torch.Tensor,
-    d_kl: torch.Tensor,
+    pulls: tuple[torch.Tensor, torch.Tensor],
     d_output: torch.Tensor,
 ) -> None:
-    """Inputs of the forward launch, d_log_prob, d_kl [N] -> d_output [N, ...]."""
+    """Inputs of the forward launch, gradients in log_prob and kl [N] -> d_output [N, ...]."""
     if not output.numel():
         return
     output, x, x_next = _rows(output), _rows(x), _rows(x_next)
@@ -261,8 +260,7 @@ def launch_gaussian_ppo_backward(
         a,
         b,
         s,
-        d_log_prob,
-        d_kl,
+        *pulls,
         d_output,
         *strides,
         num_elements,

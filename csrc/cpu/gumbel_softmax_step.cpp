@@ -23,7 +23,7 @@ Fault gumbel_softmax_step(const RelaxedStepArgs<T>& args, bool straight_through,
 
 template <class T>
 void gumbel_softmax_step_backward(const RelaxedStepArgs<T>& args, const T* d_next,
-                                  const double* d_kl, T* d_logits, T* d_x, T* d_ref,
+                                  const Numbers& d_kl, T* d_logits, T* d_x, T* d_ref,
                                   int num_threads) {
   const auto pull = FG_PICK(relaxed_pull<T>);
   parallel_rows(args.num_rows, args.length * (args.vocab_size + 1) * 8, num_threads,
@@ -36,7 +36,7 @@ void gumbel_softmax_step_backward(const RelaxedStepArgs<T>& args, const T* d_nex
 #define FG_INSTANTIATE(T)                                                                        \
   template Fault gumbel_softmax_step<T>(const RelaxedStepArgs<T>&, bool, T*, double*, int);      \
   template void gumbel_softmax_step_backward<T>(const RelaxedStepArgs<T>&, const T*,             \
-                                                const double*, T*, T*, T*, int);
+                                                const Numbers&, T*, T*, T*, int);
 FG_INSTANTIATE(float)
 FG_INSTANTIATE(double)
 

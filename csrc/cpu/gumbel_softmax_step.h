@@ -32,7 +32,7 @@ FG_LANE void row_noise(const RelaxedStepArgs<T>& args, i64 n, double* noise) {
 
 // SITES sites side by side: [V, SITES], or [V + 1, SITES] of y. p and q are not normalised.
 struct RelaxedSites {
-  std::vector<double> z, z_ref, p, q, y;
+  std::vector<double> z, z_ref, p, q, y, x, pull;
   SiteSums sums, sums_ref;
   double normaliser[SITES], normaliser_ref[SITES], kl[SITES];
 
@@ -41,7 +41,9 @@ struct RelaxedSites {
         z_ref(z.size()),
         p(z.size()),
         q(z.size()),
-        y(static_cast<size_t>((vocab_size + 1) * SITES)) {}
+        y(static_cast<size_t>((vocab_size + 1) * SITES)),
+        x(y.size()),
+        pull(y.size()) {}
 };
 
 // What the sites of row n have in common.
@@ -167,15 +169,25 @@ FG_TARGET Fault relaxed_rows(const RelaxedStepArgs<T>& args, bool straight_throu
       const i64 some = count - first < SITES ? count - first : SITES;
       const i64* part = sites.data() + first;
       draw_sites(args, row, part, some, batch);
-      for (i64 j = 0; j < some; ++j) {
-        const T* x = row.x + part[j] * columns;
-        const double share = static_cast<double>(x[vocab_size]);
-        T* next = target + part[j] * columns;
-        for (i64 c = 0; c < columns; ++c)
-          next[c] = static_cast<T>((1.0 - share) * static_cast<double>(x[c]) +
-                                   share * batch.y[static_cast<size_t>(c * SITES + j)]);
-        sum += share * batch.kl[j];
+      const T* from[SITES];
+      T* to[SITES];
+      for (i64 j = 0; j < SITES; ++j) {
+        const i64 at = part[j < some ? j : 0] * columns;
+        from[j] = row.x + at;
+        to[j] = target + at;
       }
+      double *x = batch.x.data(), *y = batch.y.data();
+      join_sites(from, 1, columns, x);
+      const double* share = x + vocab_size * SITES;
+      for (i64 c = 0; c < vocab_size; ++c)
+        for (i64 j = 0; j < SITES; ++j)
+          y[c * SITES + j] = (1.0 - share[j]) * x[c * SITES + j] + share[j] * y[c * SITES + j];
+      for (i64 j = 0; j < SITES; ++j) {
+        double& last = y[vocab_size * SITES + j];
+        last = (1.0 - share[j]) * share[j] + share[j] * last;
+      }
+      part_sites(y, columns, some, to);
+      for (i64 j = 0; j < some; ++j) sum += share[j] * batch.kl[j];
     }
     if (straight_through)
       for (i64 l = 0; l < args.length; ++l) harden(target + l * columns, columns);
@@ -202,32 +214,47 @@ FG_LANE void pull_sites(const RelaxedStepArgs<T>& args, RelaxedSites& batch, i64
   const double *z = batch.z.data(), *z_ref = batch.z_ref.data();
   double share[SITES], along[SITES], total[SITES], level[SITES], back[SITES];
   double inverse[SITES], inverse_ref[SITES];
+  double *x = batch.x.data(), *pull = batch.pull.data();
+  const T *from_x[SITES], *from_next[SITES];
+  T *to_x[SITES], *to_logits[SITES], *to_ref[SITES];
   for (i64 j = 0; j < SITES; ++j) {
-    const i64 at = (first + (j < count ? j : 0)) * columns;
-    share[j] = static_cast<double>(row.x[at + vocab_size]);
+    const i64 site = first + (j < count ? j : 0);
+    from_x[j] = row.x + site * columns;
+    from_next[j] = row.d_next + site * columns;
+    to_x[j] = row.d_x + site * columns;
+    to_logits[j] = row.d_logits + site * vocab_size;
+    to_ref[j] = row.d_ref == nullptr ? nullptr : row.d_ref + site * vocab_size;
+  }
+  join_sites(from_x, 1, columns, x);
+  join_sites(from_next, 1, columns, pull);
+  double kept[SITES];
+  for (i64 j = 0; j < SITES; ++j) {
+    share[j] = x[vocab_size * SITES + j];
+    kept[j] = 0.0;
     along[j] = total[j] = 0.0;
     level[j] = batch.normaliser[j] - batch.normaliser_ref[j] + batch.kl[j];
     back[j] = row.rate * share[j];
     inverse[j] = 1.0 / batch.sums.total[j];
     if (row.d_ref != nullptr) inverse_ref[j] = 1.0 / batch.sums_ref.total[j];
   }
-  for (i64 j = 0; j < count; ++j) {
-    const i64 at = (first + j) * columns;
-    double kept = 0.0;
-    for (i64 c = 0; c < columns; ++c) {
-      const double pull = static_cast<double>(row.d_next[at + c]);
-      along[j] += pull * y[c * SITES + j];
-      kept += pull * static_cast<double>(row.x[at + c]);
-      row.d_x[at + c] = static_cast<T>((1.0 - share[j]) * pull);
+  for (i64 c = 0; c < columns; ++c)
+    for (i64 j = 0; j < SITES; ++j) {
+      const i64 i = c * SITES + j;
+      along[j] += pull[i] * y[i];
+      kept[j] += pull[i] * x[i];
+      x[i] = (1.0 - share[j]) * pull[i];
     }
-    const double last = (1.0 - share[j]) * static_cast<double>(row.d_next[at + vocab_size]);
-    row.d_x[at + vocab_size] = static_cast<T>(last + (along[j] - kept) + row.rate * batch.kl[j]);
-    for (i64 v = 0; v < vocab_size; ++v) {
-      double& slope = y[v * SITES + j];
-      slope *= share[j] / args.tau * (static_cast<double>(row.d_next[at + v]) - along[j]);
-      total[j] += slope;
-    }
+  for (i64 j = 0; j < SITES; ++j) {
+    double& last = x[vocab_size * SITES + j];
+    last = last + (along[j] - kept[j]) + row.rate * batch.kl[j];
   }
+  part_sites(x, columns, count, to_x);
+  for (i64 v = 0; v < vocab_size; ++v)
+    for (i64 j = 0; j < SITES; ++j) {
+      const i64 i = v * SITES + j;
+      y[i] *= share[j] / args.tau * (pull[i] - along[j]);
+      total[j] += y[i];
+    }
   const double over = 1.0 / args.temperature;
   for (i64 v = 0; v < vocab_size; ++v)
     for (i64 j = 0; j < SITES; ++j) {
@@ -241,17 +268,12 @@ FG_LANE void pull_sites(const RelaxedStepArgs<T>& args, RelaxedSites& batch, i64
       const bool counts = (share_p > 0.0) | (share_p != share_p);
       p[i] = (y[i] + pick_double(counts, share_p * slope, 0.0)) * over;
     }
-  for (i64 j = 0; j < count; ++j) {
-    const i64 at = (first + j) * vocab_size;
-    for (i64 v = 0; v < vocab_size; ++v)
-      row.d_logits[at + v] = static_cast<T>(p[v * SITES + j]);
-    if (row.d_ref == nullptr) continue;
-    for (i64 v = 0; v < vocab_size; ++v) row.d_ref[at + v] = static_cast<T>(q[v * SITES + j]);
-  }
+  part_sites(p, vocab_size, count, to_logits);
+  if (row.d_ref != nullptr) part_sites(q, vocab_size, count, to_ref);
 }
 
 template <class T>
-FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, const double* d_kl,
+FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, const Numbers& d_kl,
                             T* d_logits, T* d_x, T* d_ref, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, columns = vocab_size + 1, length = args.length;
   RelaxedSites batch(vocab_size);
@@ -264,7 +286,7 @@ FG_TARGET void relaxed_pull(const RelaxedStepArgs<T>& args, const T* d_next, con
                                  d_logits + n * length * vocab_size,
                                  d_x + n * length * columns,
                                  d_ref == nullptr ? nullptr : d_ref + n * length * vocab_size,
-                                 d_kl[n] * args.rho[n]};
+                                 (d_kl.data == nullptr ? 0.0 : d_kl[n]) * args.rho[n]};
     for (i64 first = 0; first < length; first += SITES) {
       const i64 some = length - first < SITES ? length - first : SITES;
       for (i64 j = 0; j < some; ++j) sites[j] = first + j;

@@ -131,20 +131,19 @@ FG_LANE void pull_site(const MaskedPpoArgs<T>& args, const T* site, const T* ref
   // log p / q - KL = z - z_ref - level.
   const T level = static_cast<T>(terms.normaliser - terms.normaliser_ref + terms.kl);
   const i64 stride = args.logits.token_stride, ref_stride = args.logits_ref.token_stride;
-  if (ref == nullptr) {
-    for (i64 v = 0; v < args.vocab_size; ++v)
-      out[v] = -token * exp_of(scale * site[v * stride] - shift);
-  } else if (stride == 1 && ref_stride == 1) {
-    for (i64 v = 0; v < args.vocab_size; ++v) {
-      const T z = scale * site[v], z_ref = scale * ref[v];
-      const T p = exp_of(z - shift), slope = kl * (z - z_ref - level) - token;
-      out[v] = p > T(0) || p != p ? p * slope : T(0);
+  T z[TOKEN_BLOCK], z_ref[TOKEN_BLOCK], p[TOKEN_BLOCK];
+  for (i64 first = 0; first < args.vocab_size; first += TOKEN_BLOCK) {
+    const i64 count = block_count(first, args.vocab_size);
+    load_block(site, stride, first, count, scale, z);
+    exp_shifted(z, TOKEN_BLOCK, shift, p);
+    if (ref == nullptr) {
+      for (i64 i = 0; i < count; ++i) out[first + i] = -token * p[i];
+      continue;
     }
-  } else {
-    for (i64 v = 0; v < args.vocab_size; ++v) {
-      const T z = scale * site[v * stride], z_ref = scale * ref[v * ref_stride];
-      const T p = exp_of(z - shift), slope = kl * (z - z_ref - level) - token;
-      out[v] = p > T(0) || p != p ? p * slope : T(0);
+    load_block(ref, ref_stride, first, count, scale, z_ref);
+    for (i64 i = 0; i < count; ++i) {
+      const T slope = kl * (z[i] - z_ref[i] - level) - token;
+      out[first + i] = p[i] > T(0) || p[i] != p[i] ? p[i] * slope : T(0);
     }
   }
 }
@@ -229,8 +228,7 @@ FG_LANE void pull_large_site(const MaskedPpoArgs<T>& args, const PulledRow<T>& r
 
 template <class T>
 FG_TARGET void masked_ppo_pull(const MaskedPpoArgs<T>& args, const double* site_terms,
-                               const double* d_log_prob, const double* d_kl, T* d_logits, i64 begin,
-                               i64 end) {
+                               const PpoPulls& pulls, T* d_logits, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, length = args.length;
   SmallSites room(vocab_size);
   for (i64 n = begin; n < end; ++n) {
@@ -239,8 +237,8 @@ FG_TARGET void masked_ppo_pull(const MaskedPpoArgs<T>& args, const double* site_
                               ref == nullptr ? nullptr : ref + n * args.logits_ref.row_stride,
                               args.x_next + n * length,
                               reinterpret_cast<const SiteTerms*>(site_terms) + n * length,
-                              {d_log_prob[n] / args.temperature,
-                               d_kl[n] * args.rho[n] / args.temperature},
+                              {pull_on_log_prob(pulls, n) / args.temperature,
+                               pull_on_kl(pulls, n) * args.rho[n] / args.temperature},
                               d_logits + n * length * vocab_size};
     i64 sites[SITES], count = 0;
     for (i64 l = 0; l < length; ++l) {

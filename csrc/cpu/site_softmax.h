@@ -3,6 +3,9 @@
 // Small vocabularies go SITES sites at a time, side by side in float64. Large ones go block by block,
 // in the dtype of the logits; their sums are float64 and have an order of their own, the same
 // everywhere.
+#include <type_traits>
+
+#include "exp_lanes.h"
 #include "fastguide/masked_ppo.cuh"
 
 namespace fastguide {
@@ -89,12 +92,100 @@ FG_LANE T first_top(const T* site, i64 stride, i64 vocab_size, T scale, T* z) {
   return largest_strand(tops);
 }
 
-// e = exp(z - pivot) of a block, added to the strands.
+// e [count] = exp(z - shift).
+FG_LANE void exp_shifted(const double* z, i64 count, double shift, double* e) {
+  for (i64 i = 0; i < count; ++i) e[i] = exp_double(z[i] - shift);
+}
+
+#if FG_LEVEL > 0
+
+FG_LANE void exp_shifted(const float* z, i64 count, float shift, float* e) {
+  const i64 whole = count / SINGLES * SINGLES;
+  for (i64 i = 0; i < whole; i += SINGLES)
+    stored(exp_lanes(minus(loaded(z + i), repeated(shift))), e + i);
+  for (i64 i = whole; i < count; ++i) e[i] = exp_single(z[i] - shift);
+}
+
+#else
+
+// The table is read in a loop of its own: those before and after it are vectorised.
+FG_LANE void exp_shifted(const float* z, i64 count, float shift, float* e) {
+  float rest[TOKEN_BLOCK], scale[TOKEN_BLOCK], x[TOKEN_BLOCK];
+  for (i64 first = 0; first < count; first += TOKEN_BLOCK) {
+    const i64 some = block_count(first, count);
+    for (i64 i = 0; i < some; ++i) {
+      x[i] = z[first + i] - shift;
+      const ExpParts parts = split_exp(x[i]);
+      rest[i] = parts.rest;
+      scale[i] = parts.shifted;
+    }
+    for (i64 i = 0; i < some; ++i) scale[i] = power_of_eighths(scale[i]);
+    for (i64 i = 0; i < some; ++i) e[first + i] = joined_exp(x[i], rest[i], scale[i]);
+  }
+}
+
+#endif
+
+// target [count] = factor exp(z - shift), which may take the place of z.
+template <class T>
+FG_LANE void scaled_exp_shifted(const T* z, i64 count, T shift, T factor, T* target) {
+  for (i64 first = 0; first < count; first += TOKEN_BLOCK) {
+    const i64 some = block_count(first, count);
+    exp_shifted(z + first, some, shift, target + first);
+    for (i64 i = 0; i < some; ++i) target[first + i] *= factor;
+  }
+}
+
+// exp(z - pivot) of a block, added to the strands: 16 terms at a time in the dtype of z.
+template <class T>
+FG_LANE void add_block(const T* z, SiteStrands<T>* site) {
+  T e[TOKEN_BLOCK], some[STRANDS] = {};
+  add_tops(z, site->tops);
+  exp_shifted(z, TOKEN_BLOCK, site->pivot, e);
+  for (i64 b = 0; b < TOKEN_BLOCK; b += STRANDS)
+    for (i64 i = 0; i < STRANDS; ++i) some[i] += e[b + i];
+  for (i64 i = 0; i < STRANDS; ++i) site->sums[i] += static_cast<double>(some[i]);
+}
+
+#if FG_LEVEL > 0
+
+FG_LANE void add_block(const float* z, SiteStrands<float>* site) {
+  constexpr i64 PARTS = STRANDS / SINGLES;
+  const auto pivot = repeated(site->pivot);
+  std::remove_const_t<decltype(pivot)> tops[PARTS], some[PARTS];
+  for (i64 k = 0; k < PARTS; ++k) {
+    tops[k] = loaded(site->tops + k * SINGLES);
+    some[k] = repeated(0.0f);
+  }
+  for (i64 b = 0; b < TOKEN_BLOCK; b += STRANDS)
+    for (i64 k = 0; k < PARTS; ++k) {
+      const auto x = loaded(z + b + k * SINGLES);
+      tops[k] = larger(x, tops[k]);
+      some[k] = plus(some[k], exp_lanes(minus(x, pivot)));
+    }
+  float sums[STRANDS];
+  for (i64 k = 0; k < PARTS; ++k) {
+    stored(tops[k], site->tops + k * SINGLES);
+    stored(some[k], sums + k * SINGLES);
+  }
+  for (i64 i = 0; i < STRANDS; ++i) site->sums[i] += static_cast<double>(sums[i]);
+}
+
+FG_LANE void scaled_exp_shifted(const float* z, i64 count, float shift, float factor,
+                                float* target) {
+  const i64 whole = count / SINGLES * SINGLES;
+  for (i64 i = 0; i < whole; i += SINGLES)
+    stored(times(repeated(factor), exp_lanes(minus(loaded(z + i), repeated(shift)))), target + i);
+  for (i64 i = whole; i < count; ++i) target[i] = factor * exp_single(z[i] - shift);
+}
+
+#endif
+
+// As above, and keeps e = exp(z - pivot).
 template <class T>
 FG_LANE void add_block(const T* z, T* e, SiteStrands<T>* site) {
-  const T pivot = site->pivot;
   add_tops(z, site->tops);
-  for (i64 i = 0; i < TOKEN_BLOCK; ++i) e[i] = exp_of(z[i] - pivot);
+  exp_shifted(z, TOKEN_BLOCK, site->pivot, e);
   add_values(e, site->sums);
 }
 
@@ -115,7 +206,7 @@ FG_LANE LogitSum strands_sum(const SiteStrands<T>& site) {
 // The sum of a site's vocabulary.
 template <class T>
 FG_LANE LogitSum site_sum(const T* logits, i64 stride, i64 vocab_size, T scale) {
-  T z[TOKEN_BLOCK], e[TOKEN_BLOCK];
+  T z[TOKEN_BLOCK];
   SiteStrands<T> site;
   start_strands(first_top(logits, stride, vocab_size, scale, z), &site);
   do {
@@ -124,25 +215,95 @@ FG_LANE LogitSum site_sum(const T* logits, i64 stride, i64 vocab_size, T scale) 
       // Logits that need nothing done to them stay where they are.
       const bool ready = stride == 1 && scale == T(1) && count == TOKEN_BLOCK;
       if (!ready) load_block(logits, stride, first, count, scale, z);
-      add_block(ready ? logits + first : z, e, &site);
+      add_block(ready ? logits + first : z, &site);
     }
   } while (!pivot_serves(&site));
   return strands_sum(site);
 }
 
-// target [V] = factor softmax(scale logits), given the log normaliser.
+// target [V] = factor softmax(logits), given the log normaliser.
 template <class T>
-FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, T scale, double normaliser,
+FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, double normaliser,
                            double factor, T* target) {
   // The normaliser as two numbers: one to subtract from logits without rounding it, and the rest.
   const T shift = static_cast<T>(normaliser);
-  const T times = static_cast<T>(factor * exp_double(static_cast<double>(shift) - normaliser));
+  const T rest = static_cast<T>(factor * exp_double(static_cast<double>(shift) - normaliser));
   if (stride == 1) {
-    for (i64 v = 0; v < vocab_size; ++v) target[v] = times * exp_of(scale * site[v] - shift);
-  } else {
-    for (i64 v = 0; v < vocab_size; ++v)
-      target[v] = times * exp_of(scale * site[v * stride] - shift);
+    scaled_exp_shifted(site, vocab_size, shift, rest, target);
+    return;
   }
+  T z[TOKEN_BLOCK];
+  for (i64 first = 0; first < vocab_size; first += TOKEN_BLOCK) {
+    const i64 count = block_count(first, vocab_size);
+    for (i64 i = 0; i < count; ++i) z[i] = site[(first + i) * stride];
+    scaled_exp_shifted(z, count, shift, rest, target + first);
+  }
+}
+
+#if FG_LEVEL > 0
+
+// Columns [4] of four sites each way; returns how many columns went in fours.
+FG_LANE i64 join_fours(const float* const* from, i64 columns, double* z) {
+  const i64 whole = columns / 4 * 4;
+  for (i64 c = 0; c < whole; c += 4)
+    for (i64 j = 0; j < SITES; j += 4) {
+      __m128 r0 = _mm_loadu_ps(from[j] + c), r1 = _mm_loadu_ps(from[j + 1] + c);
+      __m128 r2 = _mm_loadu_ps(from[j + 2] + c), r3 = _mm_loadu_ps(from[j + 3] + c);
+      _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+      _mm256_storeu_pd(z + c * SITES + j, _mm256_cvtps_pd(r0));
+      _mm256_storeu_pd(z + (c + 1) * SITES + j, _mm256_cvtps_pd(r1));
+      _mm256_storeu_pd(z + (c + 2) * SITES + j, _mm256_cvtps_pd(r2));
+      _mm256_storeu_pd(z + (c + 3) * SITES + j, _mm256_cvtps_pd(r3));
+    }
+  return whole;
+}
+FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
+  __m128 r0 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + c * SITES));
+  __m128 r1 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 1) * SITES));
+  __m128 r2 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 2) * SITES));
+  __m128 r3 = _mm256_cvtpd_ps(_mm256_loadu_pd(z + (c + 3) * SITES));
+  _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
+  _mm_storeu_ps(to[0] + c, r0);
+  _mm_storeu_ps(to[1] + c, r1);
+  _mm_storeu_ps(to[2] + c, r2);
+  _mm_storeu_ps(to[3] + c, r3);
+}
+
+#else
+
+FG_LANE i64 join_fours(const float* const*, i64, double*) { return 0; }
+FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
+  for (i64 i = 0; i < 4; ++i)
+    for (i64 j = 0; j < 4; ++j) to[j][c + i] = static_cast<float>(z[(c + i) * SITES + j]);
+}
+
+#endif
+
+FG_LANE i64 join_fours(const double* const*, i64, double*) { return 0; }
+FG_LANE void part_fours(const double* z, i64 c, double* const* to) {
+  for (i64 i = 0; i < 4; ++i)
+    for (i64 j = 0; j < 4; ++j) to[j][c + i] = z[(c + i) * SITES + j];
+}
+
+// z [columns, SITES] of the columns of sites from[SITES].
+template <class T>
+FG_LANE void join_sites(const T* const* from, i64 stride, i64 columns, double* z) {
+  for (i64 c = stride == 1 ? join_fours(from, columns, z) : 0; c < columns; ++c)
+    for (i64 j = 0; j < SITES; ++j) z[c * SITES + j] = static_cast<double>(from[j][c * stride]);
+}
+
+// The columns of sites to[count] of z [columns, SITES].
+template <class T>
+FG_LANE void part_sites(const double* z, i64 columns, i64 count, T* const* to) {
+  const i64 fours = columns / 4 * 4;
+  i64 j = 0;
+  for (; j + 4 <= count; j += 4) {
+    for (i64 c = 0; c < fours; c += 4) part_fours(z + j, c, to + j);
+    for (i64 c = fours; c < columns; ++c)
+      for (i64 i = j; i < j + 4; ++i) to[i][c] = static_cast<T>(z[c * SITES + i]);
+  }
+  for (; j < count; ++j)
+    for (i64 c = 0; c < columns; ++c) to[j][c] = static_cast<T>(z[c * SITES + j]);
 }
 
 // z [V, SITES]: logits of sites [count], 0 < count <= SITES, divided by the temperature.
@@ -151,9 +312,7 @@ FG_LANE void load_sites(const SiteLogits<T>& logits, const T* row, const i64* si
                         i64 vocab_size, double temperature, double* z) {
   const T* from[SITES];
   for (i64 j = 0; j < SITES; ++j) from[j] = row + sites[j < count ? j : 0] * logits.site_stride;
-  for (i64 v = 0; v < vocab_size; ++v)
-    for (i64 j = 0; j < SITES; ++j)
-      z[v * SITES + j] = static_cast<double>(from[j][v * logits.token_stride]);
+  join_sites(from, logits.token_stride, vocab_size, z);
   if (temperature != 1.0)
     for (i64 i = 0; i < vocab_size * SITES; ++i) z[i] /= temperature;
 }

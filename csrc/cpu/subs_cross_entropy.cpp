@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "large_pages.h"
 #include "parallel.h"
 #include "training.h"
 
@@ -21,8 +22,9 @@ Fault subs_cross_entropy(const SubsArgs<T>& args, double* loss, double* normalis
 
 template <class T>
 void subs_cross_entropy_backward(const SubsArgs<T>& args, const double* normalisers,
-                                 const double* d_loss, T* d_logits, int num_threads) {
+                                 const Numbers& d_loss, T* d_logits, int num_threads) {
   const auto pull = FG_PICK(subs_pull<T>);
+  ask_for_large_pages(d_logits, args.num_rows * args.length * args.vocab_size);
   parallel_rows(args.num_rows, args.length * args.vocab_size, num_threads,
                 [&](i64 begin, i64 end) {
                   pull(args, normalisers, d_loss, d_logits, begin, end);
@@ -52,8 +54,8 @@ void subs_slice_pull(const LogitsSlice<T>& slice, const double* normalisers, con
 
 #define FG_INSTANTIATE(T)                                                                       \
   template Fault subs_cross_entropy<T>(const SubsArgs<T>&, double*, double*, int);              \
-  template void subs_cross_entropy_backward<T>(const SubsArgs<T>&, const double*, const double*, \
-                                               T*, int);                                        \
+  template void subs_cross_entropy_backward<T>(const SubsArgs<T>&, const double*,               \
+                                               const Numbers&, T*, int);                        \
   template void subs_slice_sums<T>(const LogitsSlice<T>&, double*, double*, double*, int);      \
   template void subs_slice_pull<T>(const LogitsSlice<T>&, const double*, const double*, int);
 FG_INSTANTIATE(float)

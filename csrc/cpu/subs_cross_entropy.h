@@ -79,13 +79,13 @@ FG_LANE void large_subs_pull(const SubsArgs<T>& args, i64 n, i64 l, double norma
                              double d_loss, T* out) {
   const i64 stride = args.logits.token_stride, target = args.targets[n * args.length + l];
   const T* site = args.logits.data + n * args.logits.row_stride + l * args.logits.site_stride;
-  write_softmax(site, stride, args.vocab_size, T(1), normaliser, d_loss, out);
+  write_softmax(site, stride, args.vocab_size, normaliser, d_loss, out);
   const double p = exp_double(static_cast<double>(site[target * stride]) - normaliser);
   out[target] = static_cast<T>(d_loss * (p - 1.0));
 }
 
 template <class T>
-FG_TARGET void subs_pull(const SubsArgs<T>& args, const double* normalisers, const double* d_loss,
+FG_TARGET void subs_pull(const SubsArgs<T>& args, const double* normalisers, const Numbers& d_loss,
                          T* d_logits, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, length = args.length;
   const bool large = vocab_size >= LARGE_VOCABULARY;
@@ -132,7 +132,7 @@ FG_TARGET void slice_pull(const LogitsSlice<T>& slice, const double* normalisers
     const i64 at = slice.targets[r] - slice.first;
     const bool here = at >= 0 && at < slice.num_tokens;
     const double p = here ? exp_double(static_cast<double>(row[at]) - normalisers[r]) : 0.0;
-    write_softmax<T>(row, 1, slice.num_tokens, T(1), normalisers[r], scale[r], row);
+    write_softmax<T>(row, 1, slice.num_tokens, normalisers[r], scale[r], row);
     if (here) row[at] = static_cast<T>(scale[r] * (p - 1.0));
   }
 }

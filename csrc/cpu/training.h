@@ -16,7 +16,7 @@ struct Rows {
 template <class T>
 struct GaussianPpoArgs {
   Rows<T> output, x, x_next, output_ref;
-  const double *a, *b, *s;  // [N]
+  Numbers a, b, s;
   i64 num_rows, num_elements;
 };
 
@@ -25,8 +25,7 @@ Fault gaussian_ppo(const GaussianPpoArgs<T>& args, const PpoInputs& in, const Pp
                    int num_threads);
 
 template <class T>
-void gaussian_ppo_backward(const GaussianPpoArgs<T>& args, const double* d_log_prob,
-                           const double* d_kl,
+void gaussian_ppo_backward(const GaussianPpoArgs<T>& args, const PpoPulls& pulls,
                            T* d_output,  // [N, D]
                            int num_threads);
 
@@ -42,7 +41,7 @@ struct MaskedPpoArgs {
   SiteLogits<T> logits, logits_ref;
   const i64 *x, *x_next;  // [N, L]
   i64 num_rows, length, vocab_size, mask_token;
-  const double* rho;      // [N]
+  Numbers rho;
   double temperature;
 };
 
@@ -52,8 +51,7 @@ Fault masked_ppo(const MaskedPpoArgs<T>& args, const PpoInputs& in, const PpoOut
                  double* sites, int num_threads);
 
 template <class T>
-void masked_ppo_backward(const MaskedPpoArgs<T>& args, const double* sites,
-                         const double* d_log_prob, const double* d_kl,
+void masked_ppo_backward(const MaskedPpoArgs<T>& args, const double* sites, const PpoPulls& pulls,
                          T* d_logits,  // [N, L, V]
                          int num_threads);
 
@@ -71,7 +69,7 @@ Fault subs_cross_entropy(const SubsArgs<T>& args, double* loss, double* normalis
 
 template <class T>
 void subs_cross_entropy_backward(const SubsArgs<T>& args, const double* normalisers,
-                                 const double* d_loss,
+                                 const Numbers& d_loss,
                                  T* d_logits,  // [N, L, V]
                                  int num_threads);
 
@@ -99,7 +97,7 @@ struct RelaxedStepArgs {
   SiteLogits<T> logits, logits_ref;
   const T* x;             // [N, L, V + 1]
   i64 num_rows, length, vocab_size;
-  const double* rho;      // [N]
+  Numbers rho;
   double tau, temperature;
   u64 seed;
   const i64* chains;      // [N]
@@ -114,11 +112,11 @@ Fault gumbel_softmax_step(const RelaxedStepArgs<T>& args, bool straight_through,
 
 template <class T>
 void gumbel_softmax_step_backward(const RelaxedStepArgs<T>& args,
-                                  const T* d_next,     // [N, L, V + 1]
-                                  const double* d_kl,  // [N]
-                                  T* d_logits,         // [N, L, V]
-                                  T* d_x,              // [N, L, V + 1]
-                                  T* d_ref,            // [N, L, V] or null
+                                  const T* d_next,  // [N, L, V + 1]
+                                  const Numbers& d_kl,
+                                  T* d_logits,      // [N, L, V]
+                                  T* d_x,           // [N, L, V + 1]
+                                  T* d_ref,         // [N, L, V] or null
                                   int num_threads);
 
 }  // namespace fastguide

@@ -1,9 +1,11 @@
 // The training kernels on vocabularies at both sides of every border: closed forms, and memory errors
 // when built with sanitizers.
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../cpu/training.h"
+#include "fastguide/exp_single.cuh"
 #include "check.h"
 
 using namespace fastguide;
@@ -17,7 +19,9 @@ struct Terms {
   std::vector<double> half = std::vector<double>(N, 0.5), surrogate = half, kl = half, log_prob = half,
                       ratio = half, slope = half;
   bool clipped[N] = {};
-  PpoInputs in = {half.data(), half.data(), 0.8, 1.2};
+  Numbers halves = {half.data(), 1, true};
+  PpoInputs in = {halves, halves, 0.8, 1.2};
+  PpoPulls pulls = {{nullptr, 0, true}, halves, halves, {nullptr, 0, true}, ratio.data(), slope.data()};
   PpoOutputs out = {surrogate.data(), kl.data(), log_prob.data(), ratio.data(), clipped, slope.data()};
 };
 
@@ -52,11 +56,11 @@ void test_equal_logits(i64 vocab_size) {
   std::vector<double> sites(3 * N * L), normalisers(N * L), loss(N);
 
   const MaskedPpoArgs<T> ppo = {all, all, steps.x.data(), steps.next.data(), N, L, vocab_size,
-                                vocab_size, terms.half.data(), 0.7};
+                                vocab_size, terms.halves, 0.7};
   CHECK(masked_ppo(ppo, terms.in, terms.out, sites.data(), 2).code == kNoFault);
   CHECK(near(terms.log_prob[0], -steps.revealed * log_v));
   CHECK(terms.kl[0] == 0.0);
-  masked_ppo_backward(ppo, sites.data(), terms.half.data(), terms.half.data(), d_logits.data(), 2);
+  masked_ppo_backward(ppo, sites.data(), terms.pulls, d_logits.data(), 2);
   double sum = 0.0;
   for (i64 i = 0; i < L * vocab_size; ++i) sum += static_cast<double>(d_logits[static_cast<size_t>(i)]);
   CHECK(std::fabs(sum) < 1e-4);
@@ -64,7 +68,7 @@ void test_equal_logits(i64 vocab_size) {
   const SubsArgs<T> subs = {all, steps.x.data(), steps.targets.data(), N, L, vocab_size, vocab_size};
   CHECK(subs_cross_entropy(subs, loss.data(), normalisers.data(), 2).code == kNoFault);
   CHECK(near(loss[0], steps.masked * log_v));
-  subs_cross_entropy_backward(subs, normalisers.data(), terms.half.data(), d_logits.data(), 2);
+  subs_cross_entropy_backward(subs, normalisers.data(), terms.halves, d_logits.data(), 2);
   const T at_target = d_logits[static_cast<size_t>(vocab_size + 1 % vocab_size)];
   CHECK(near(static_cast<double>(at_target), 0.5 * (1.0 / static_cast<double>(vocab_size) - 1.0)));
 
@@ -87,16 +91,17 @@ void test_relaxed_rows(i64 vocab_size, double tau) {
   const SiteLogits<T> all = {logits.data(), L * vocab_size, vocab_size, 1};
   const std::vector<i64> chains = {0, 7, (1LL << 32) - 1};
   const std::vector<double> half(N, 0.5);
+  const Numbers halves = {half.data(), 1, true};
   std::vector<double> kl(N);
-  const RelaxedStepArgs<T> args = {all,         all, x.data(), N,             L,  vocab_size,
-                                   half.data(), tau, 0.9,      7, chains.data(), 11};
+  const RelaxedStepArgs<T> args = {all,    all, x.data(), N, L,             vocab_size,
+                                   halves, tau, 0.9,      7, chains.data(), 11};
   CHECK(gumbel_softmax_step(args, false, next.data(), kl.data(), 2).code == kNoFault);
   double sum = 0.0;
   for (i64 c = 0; c < columns; ++c) sum += static_cast<double>(next[static_cast<size_t>(c)]);
   CHECK(near(sum, 1.0));
   CHECK(kl[0] == 0.0);
-  gumbel_softmax_step_backward(args, next.data(), half.data(), d_logits.data(), d_x.data(),
-                               d_ref.data(), 2);
+  gumbel_softmax_step_backward(args, next.data(), halves, d_logits.data(), d_x.data(), d_ref.data(),
+                               2);
   sum = 0.0;
   for (i64 v = 0; v < vocab_size; ++v) sum += static_cast<double>(d_logits[static_cast<size_t>(v)]);
   CHECK(vocab_size > 1 ? std::fabs(sum) < 1.0 : std::fabs(sum) < 1e-6);
@@ -109,13 +114,27 @@ void test_gaussian(i64 num_elements) {
   const Rows<T> rows = {x.data(), num_elements};
   Terms terms;
   // Mean 0.5 x + 0.5 x: no gap.
-  const GaussianPpoArgs<T> args = {rows, rows, rows, rows, terms.half.data(), terms.half.data(),
-                                   terms.half.data(), N, num_elements};
+  const GaussianPpoArgs<T> args = {rows,         rows,         rows, rows,        terms.halves,
+                                   terms.halves, terms.halves, N,    num_elements};
   CHECK(gaussian_ppo(args, terms.in, terms.out, 2).code == kNoFault);
   const double each = -std::log(0.5 * std::sqrt(2.0 * 3.14159265358979323846));
   CHECK(near(terms.log_prob[1], each * static_cast<double>(num_elements)));
-  gaussian_ppo_backward(args, terms.half.data(), terms.half.data(), d_output.data(), 2);
+  gaussian_ppo_backward(args, terms.pulls, d_output.data(), 2);
   CHECK(num_elements == 0 || d_output[0] == T(0));
+}
+
+// The error in units of the last place, and the ends of the range.
+void test_exp_single() {
+  double worst = 0.0;
+  for (float x = -87.0f; x < 88.0f; x += 0.00390721f) {
+    const double due = std::exp(static_cast<double>(x));
+    const float near_due = static_cast<float>(due);
+    const double place = static_cast<double>(std::nextafter(near_due, INFINITY) - near_due);
+    worst = std::max(worst, std::fabs(static_cast<double>(exp_single(x)) - due) / place);
+  }
+  CHECK(worst < 1.4);
+  CHECK(exp_single(0.0f) == 1.0f && exp_single(-87.5f) == 0.0f && exp_single(-INFINITY) == 0.0f);
+  CHECK(std::isnan(exp_single(NAN)));
 }
 
 template <class T>
@@ -130,6 +149,7 @@ void test_all() {
 }  // namespace
 
 void test_training() {
+  test_exp_single();
   test_all<float>();
   test_all<double>();
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -188,15 +189,34 @@ def launcher(op: str, tensor: torch.Tensor, part: str = "") -> Callable[..., Any
     Raises:
         BackendError: the native extension was not built, or cannot run on this CPU as asked.
     """
+    return _launcher(chosen(op, tensor.device.type), op, tensor, part)
+
+
+def served(op: str, tensor: torch.Tensor, part: str = "") -> tuple[str, Callable[..., Any] | None]:
+    """The backend that serves `tensor` and its `launcher`, None if that is the reference.
+
+    Raises:
+        BackendError: no backend can serve.
+    """
+    if (
+        _forced is None
+        and tensor.is_cpu
+        and _native is not None
+        and not _native.environment(ENVIRONMENT_VARIABLE)
+    ):
+        return "cpp", _cpu_launcher(_native, op, part)
     backend = chosen(op, tensor.device.type)
+    launch = None if backend == "reference" else _launcher(backend, op, tensor, part)
+    return backend, launch
+
+
+def _launcher(backend: str, op: str, tensor: torch.Tensor, part: str) -> Callable[..., Any]:
     if backend == "triton":
         module = importlib.import_module(f"fastguide.kernels.{op}")
     elif backend == "cuda":
         module = importlib.import_module("fastguide.kernels.cuda_launchers")
     else:
-        module = native()
-        if op in TRAINING_OPS:
-            module = importlib.import_module("fastguide.kernels.cpu_training")
+        return _cpu_launcher(native(), op, part)
     launch: Callable[..., Any] = getattr(module, f"launch_{op}{part}")
     if (
         backend == "triton"
@@ -215,6 +235,14 @@ def _on_device(launch: Callable[..., Any], device: torch.device) -> Callable[...
             return launch(*arguments)
 
     return run
+
+
+@functools.cache
+def _cpu_launcher(module: ModuleType, op: str, part: str) -> Callable[..., Any]:
+    if op in TRAINING_OPS:
+        module = importlib.import_module("fastguide.kernels.cpu_training")
+    launch: Callable[..., Any] = getattr(module, f"launch_{op}{part}")
+    return launch
 
 
 def native() -> ModuleType:

@@ -31,33 +31,37 @@ class PPOTerms(NamedTuple):
     clipped: torch.Tensor
 
 
-def empty_terms(like: torch.Tensor) -> tuple[PPOTerms, torch.Tensor]:
+def empty_terms(like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Terms for the rows of `like`, and the slope of the surrogate in log_prob, to be written."""
-    size = (like.shape[0],)
-    one, two, three, four, slope = (like.new_empty(size, dtype=torch.float64) for _ in range(5))
-    return PPOTerms(one, two, three, four, like.new_empty(size, dtype=torch.bool)), slope
+    first = like.new_empty(like.shape[:1], dtype=torch.float64)
+    empty = torch.empty_like
+    clipped = empty(first, dtype=torch.bool)
+    return first, empty(first), empty(first), empty(first), clipped, empty(first)
 
 
-def row_numbers(name: str, value: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A number, or a float32|float64 tensor [N], as contiguous [N] float64 beside `like` [N, ...].
+def row_numbers(like: torch.Tensor, **values: float | torch.Tensor) -> list[torch.Tensor]:
+    """Numbers, or float32|float64 tensors [N], as tensors [N] beside `like` [N, ...].
 
     Raises:
         ArgumentError, ShapeError, DtypeError: neither.
     """
-    num_rows = like.shape[0]
-    if not isinstance(value, torch.Tensor):
-        if not math.isfinite(value):
-            raise ArgumentError(f"{name} must be finite, got {value}")
-        return torch.full((num_rows,), float(value), dtype=torch.float64, device=like.device)
-    _check.dtype(name, value, _check.FLOATS)
-    _check.shape(name, value, [num_rows], "[N]")
-    return value.double().contiguous()
+    size = like.shape[:1]
+    found = []
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            if not math.isfinite(value):
+                raise ArgumentError(f"{name} must be finite, got {value}")
+            value = torch.full(size, float(value), dtype=torch.float64, device=like.device)
+        elif value.dtype not in _check.FLOATS or value.shape != size:
+            _check.dtype(name, value, _check.FLOATS)
+            _check.shape(name, value, list(size), "[N]")
+        found.append(value)
+    return found
 
 
-def row_values(op: str, name: str, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """As `row_numbers` of a tensor that carries no gradient."""
-    _check.no_gradient(op, **{name: values})
-    return row_numbers(name, values, like)
+def doubles(*numbers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Contiguous float64, as every backend but the CPU kernels wants `row_numbers`."""
+    return tuple(each.double().contiguous() for each in numbers)
 
 
 def clip_bounds(clip: tuple[float, float]) -> tuple[float, float]:
@@ -66,7 +70,7 @@ def clip_bounds(clip: tuple[float, float]) -> tuple[float, float]:
     Raises:
         ArgumentError: not 0 <= low <= 1 <= high.
     """
-    low, high = (float(bound) for bound in clip)
+    low, high = map(float, clip)
     if not 0 <= low <= 1 <= high:
         raise ArgumentError(
             "clip must be the least and the greatest ratio, 0 <= low <= 1 <= high, for example "
@@ -80,25 +84,35 @@ def slope_of_surrogate(terms: PPOTerms, advantage: torch.Tensor) -> torch.Tensor
     return torch.where(terms.clipped, 0.0, -advantage * terms.ratio)
 
 
-def pull_on_log_prob(
+def joined_pulls(
     d_surrogate: torch.Tensor | None,
+    d_kl: torch.Tensor | None,
     d_log_prob: torch.Tensor | None,
     d_ratio: torch.Tensor | None,
     ratio: torch.Tensor,
     slope: torch.Tensor,
-) -> torch.Tensor:
-    """Gradient in log_prob [N] from those in surrogate, log_prob and ratio; None: none."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients in log_prob and kl [N] from those in all terms; None: none."""
     pull = torch.zeros_like(slope) if d_surrogate is None else d_surrogate * slope
     if d_log_prob is not None:
         pull = pull + d_log_prob
     if d_ratio is not None:
         pull = pull + d_ratio * ratio
-    return pull
+    return pull, given_or_zeros(d_kl, slope)
 
 
 def given_or_zeros(gradient: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
     """A gradient [N], contiguous; zeros for one that nobody asked for."""
     return torch.zeros_like(like) if gradient is None else gradient.contiguous()
+
+
+PULLS = (
+    "Tensor? d_surrogate, Tensor? d_kl, Tensor? d_log_prob, Tensor? d_ratio, Tensor ratio, "
+    "Tensor slope"
+)
+"""Of the schema of a gradient operator: what `joined_pulls` takes."""
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, float})
 
 
 class TrainingOp:
@@ -148,13 +162,18 @@ class TrainingOp:
         )
         torch.library.register_autograd(f"fastguide::{name}_backward", refuse, lib=LIBRARY)
 
-        def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, ...]:
-            output = tuple(run(*inputs))
-            setup(ctx, inputs, output)
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = run(*inputs)
+            ctx.set_materialize_grads(False)
+            save(ctx, inputs, output)
             return output
 
         steps = {"forward": staticmethod(forward), "backward": staticmethod(pull)}
-        self._direct: Any = type(f"Direct_{name}", (torch.autograd.Function,), steps)
+        function: Any = torch.autograd.Function
+        direct: Any = type(f"Direct_{name}", (function,), steps)
+        # Function.apply without what it does for functorch, which goes through the dispatcher.
+        bound: Any = super(function, direct)
+        self._apply = bound.apply
 
     def __call__(self, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """The operator on its arguments in order."""
@@ -162,9 +181,10 @@ class TrainingOp:
             found: tuple[torch.Tensor, ...] = getattr(torch.ops.fastguide, self._name)(*arguments)
             return found
         if torch.is_grad_enabled():
-            result: tuple[torch.Tensor, ...] = self._direct.apply(*arguments)
+            result: tuple[torch.Tensor, ...] = self._apply(*arguments)
             return result
-        return tuple(self._run(*arguments))
+        plain: tuple[torch.Tensor, ...] = self._run(*arguments)
+        return plain
 
     def backward(self, *arguments: Any) -> Any:
         """The gradient operator on its arguments in order."""
@@ -179,9 +199,5 @@ def _is_plain(arguments: tuple[Any, ...]) -> bool:
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and all(
-            type(each) in (torch.Tensor, torch.nn.Parameter)
-            for each in arguments
-            if isinstance(each, torch.Tensor)
-        )
+        and _PLAIN.issuperset(map(type, arguments))
     )

@@ -11,19 +11,21 @@ from fastguide.errors import ArgumentError, ShapeError
 from fastguide.ops import _backend, _check
 from fastguide.ops._library import run_reference
 from fastguide.ops._training import (
+    PULLS,
     PPOTerms,
     TrainingOp,
     clip_bounds,
+    doubles,
     empty_terms,
-    given_or_zeros,
-    pull_on_log_prob,
+    joined_pulls,
     row_numbers,
-    row_values,
     slope_of_surrogate,
 )
 from fastguide.reference.gaussian_ppo import gaussian_ppo_backward
 
 OP = "gaussian_ppo"
+# The gradients of the inputs after the first.
+NOTHING = (None,) * 10
 
 
 def gaussian_ppo(
@@ -71,24 +73,14 @@ def gaussian_ppo(
             "output must have shape [N, ...] with at least one trailing dimension, got "
             f"{list(output.shape)}; use output[:, None] for scalar states"
         )
-    _check.no_gradient(OP, x=x, x_next=x_next, output_ref=output_ref)
+    if torch.is_grad_enabled():
+        given = dict(x=x, x_next=x_next, output_ref=output_ref)
+        _check.no_gradient(OP, **given, old_log_prob=old_log_prob, advantage=advantage)
     low, high = clip_bounds(clip)
     if not isinstance(s, torch.Tensor) and not s > 0:
         raise ArgumentError(f"s must be > 0 (a step without noise has no density), got {s}")
-    *terms, _ = OPERATOR(
-        output,
-        x,
-        x_next,
-        row_values(OP, "old_log_prob", old_log_prob, output),
-        row_values(OP, "advantage", advantage, output),
-        row_numbers("a", a, output),
-        row_numbers("b", b, output),
-        row_numbers("s", s, output),
-        low,
-        high,
-        output_ref,
-    )
-    return PPOTerms(*terms)
+    numbers = row_numbers(output, old_log_prob=old_log_prob, advantage=advantage, a=a, b=b, s=s)
+    return PPOTerms(*OPERATOR(output, x, x_next, *numbers, low, high, output_ref)[:5])
 
 
 def _run(
@@ -104,14 +96,22 @@ def _run(
     high: float,
     output_ref: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
-    _check.dtype("output", output, _check.FLOATS)
+    if output.dtype not in _check.FLOATS:
+        _check.dtype("output", output, _check.FLOATS)
+    shape, dtype = output.shape, output.dtype
     for name, tensor in (("x", x), ("x_next", x_next), ("output_ref", output_ref)):
-        if tensor is not None:
-            _check.dtype(name, tensor, (output.dtype,))
-            _check.shape(name, tensor, list(output.shape), "[N, ...]")
-    given = dict(x=x, x_next=x_next, output_ref=output_ref, old_log_prob=old_log_prob)
-    _check.same_device(OP, output, **given, advantage=advantage, a=a, b=b, s=s)
-    if _backend.use_reference(OP, output):
+        if tensor is not None and (tensor.dtype is not dtype or tensor.shape != shape):
+            _check.dtype(name, tensor, (dtype,))
+            _check.shape(name, tensor, list(shape), "[N, ...]")
+    device = output.device
+    for each in (x, x_next, old_log_prob, advantage, a, b, s, output_ref):
+        if each is not None and each.device != device:
+            given = dict(x=x, x_next=x_next, output_ref=output_ref, old_log_prob=old_log_prob)
+            _check.same_device(OP, output, **given, advantage=advantage, a=a, b=b, s=s)
+    backend, launch = _backend.served(OP, output)
+    if backend != "cpp":
+        old_log_prob, advantage, a, b, s = doubles(old_log_prob, advantage, a, b, s)
+    if launch is None:
         due = run_reference(
             OP,
             reference.gaussian_ppo,
@@ -120,17 +120,17 @@ def _run(
         )
         terms = PPOTerms(*due)
         return (*terms, slope_of_surrogate(terms, advantage))
-    terms, slope = empty_terms(output)
-    numbers = (old_log_prob, advantage, a, b, s, low, high)
-    fault = _backend.launcher(OP, output)(output, x, x_next, *numbers, output_ref, *terms, slope)
+    outputs = empty_terms(output)
+    fault = launch(
+        output, x, x_next, old_log_prob, advantage, a, b, s, low, high, output_ref, outputs
+    )
     if fault is not None:
         _check.raise_fault(OP, fault)
-    return (*terms, slope)
+    return outputs
 
 
 def _fake(output: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    terms, slope = empty_terms(output)
-    return (*terms, slope)
+    return empty_terms(output)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -149,8 +149,8 @@ def _pull(
     *_: None,
 ) -> tuple[torch.Tensor | None, ...]:
     *inputs, ratio, slope = ctx.saved_tensors
-    pull = pull_on_log_prob(d_surrogate, d_log_prob, d_ratio, ratio, slope)
-    return (OPERATOR.backward(*inputs, pull, given_or_zeros(d_kl, slope)), *[None] * 10)
+    pulls = (d_surrogate, d_kl, d_log_prob, d_ratio, ratio, slope)
+    return OPERATOR.backward(*inputs, *pulls), *NOTHING
 
 
 def _run_backward(
@@ -161,14 +161,16 @@ def _run_backward(
     b: torch.Tensor,
     s: torch.Tensor,
     output_ref: torch.Tensor | None,
-    d_log_prob: torch.Tensor,
-    d_kl: torch.Tensor,
+    *pulls: Any,
 ) -> torch.Tensor:
-    arguments = (output, x, x_next, a, b, s, output_ref, d_log_prob, d_kl)
-    if _backend.use_reference(OP, output):
-        return gaussian_ppo_backward(*arguments)
+    backend, launch = _backend.served(OP, output, "_backward")
+    if backend != "cpp":
+        a, b, s = doubles(a, b, s)
+        pulls = joined_pulls(*pulls)
+    if launch is None:
+        return gaussian_ppo_backward(output, x, x_next, a, b, s, output_ref, *pulls)
     d_output = torch.empty_like(output, memory_format=torch.contiguous_format)
-    _backend.launcher(OP, output, "_backward")(*arguments, d_output)
+    launch(output, x, x_next, a, b, s, output_ref, pulls, d_output)
     return d_output
 
 
@@ -185,7 +187,7 @@ OPERATOR = TrainingOp(
     _fake,
     backward=(
         "Tensor output, Tensor x, Tensor x_next, Tensor a, Tensor b, Tensor s, Tensor? output_ref, "
-        "Tensor d_log_prob, Tensor d_kl",
+        + PULLS,
         "Tensor",
         _run_backward,
         _fake_backward,

@@ -11,7 +11,7 @@ from fastguide import reference
 from fastguide.errors import ArgumentError
 from fastguide.ops import _backend, _check
 from fastguide.ops._library import run_reference
-from fastguide.ops._training import TrainingOp, given_or_zeros, row_numbers
+from fastguide.ops._training import TrainingOp, doubles, given_or_zeros, row_numbers
 from fastguide.reference.gumbel_softmax_step import gumbel_softmax_step_backward
 from fastguide.rng import Purpose
 
@@ -78,7 +78,7 @@ def gumbel_softmax_step(
     result = OPERATOR(
         logits,
         x,
-        row_numbers("rho", rho, logits),
+        *row_numbers(logits, rho=rho),
         float(tau),
         _check.signed_seed(seed),
         chains,
@@ -115,7 +115,10 @@ def _run(
     _check.same_device(OP, logits, x=x, rho=rho, chains=chains, logits_ref=logits_ref)
     counter = _check.counter(step, Purpose.RELAX)
     seed = _check.unsigned_seed(seed)
-    if _backend.use_reference(OP, logits):
+    backend, launch = _backend.served(OP, logits)
+    if backend != "cpp":
+        (rho,) = doubles(rho)
+    if launch is None:
         return RelaxedStep(
             *run_reference(
                 OP,
@@ -136,7 +139,7 @@ def _run(
         torch.empty_like(x, memory_format=torch.contiguous_format),
         torch.empty(num_rows, dtype=torch.float64, device=x.device),
     )
-    fault = _backend.launcher(OP, logits)(
+    fault = launch(
         logits,
         x,
         rho,
@@ -169,7 +172,7 @@ def _pull(
 ) -> tuple[torch.Tensor | None, ...]:
     logits, x, rho, chains, logits_ref = ctx.saved_tensors
     step = (logits, x, rho, ctx.tau, ctx.seed, chains, ctx.step, logits_ref, ctx.temperature)
-    pulls = (given_or_zeros(d_next, x), given_or_zeros(d_kl, rho))
+    pulls = (given_or_zeros(d_next, x), d_kl)
     d_logits, d_x, d_ref = OPERATOR.backward(*step, *pulls)
     return (d_logits, d_x, *[None] * 5, None if logits_ref is None else d_ref, None, None)
 
@@ -185,19 +188,21 @@ def _run_backward(
     logits_ref: torch.Tensor | None,
     temperature: float,
     d_next: torch.Tensor,
-    d_kl: torch.Tensor,
+    d_kl: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     seed, chains = _check.unsigned_seed(seed), chains.contiguous()
-    after = (logits_ref, temperature, d_next, d_kl)
-    if _backend.use_reference(OP, logits):
+    backend, launch = _backend.served(OP, logits, "_backward")
+    if backend != "cpp":
+        (rho,) = doubles(rho)
+        d_kl = given_or_zeros(d_kl, rho)
+    after: tuple[Any, ...] = (logits_ref, temperature, d_next, d_kl)
+    if launch is None:
         given = (logits, x, rho, tau, seed, chains, step)
         d_logits, d_x, d_ref = gumbel_softmax_step_backward(*given, *after)
         return d_logits, d_x, logits.new_empty(0) if d_ref is None else d_ref
     result = _fake_backward(logits, x, rho, tau, seed, chains, step, *after)
     counter = _check.counter(step, Purpose.RELAX)
-    _backend.launcher(OP, logits, "_backward")(
-        logits, x, rho, tau, seed, chains, counter, *after, *result
-    )
+    launch(logits, x, rho, tau, seed, chains, counter, *after, *result)
     return result
 
 
@@ -226,7 +231,7 @@ OPERATOR = TrainingOp(
     _fake,
     backward=(
         "Tensor logits, Tensor x, Tensor rho, float tau, int seed, Tensor chains, int step, "
-        "Tensor? logits_ref, float temperature, Tensor d_next, Tensor d_kl",
+        "Tensor? logits_ref, float temperature, Tensor d_next, Tensor? d_kl",
         "(Tensor, Tensor, Tensor)",
         _run_backward,
         _fake_backward,

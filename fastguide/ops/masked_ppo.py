@@ -10,14 +10,14 @@ from fastguide import reference
 from fastguide.ops import _backend, _check
 from fastguide.ops._library import run_reference
 from fastguide.ops._training import (
+    PULLS,
     PPOTerms,
     TrainingOp,
     clip_bounds,
+    doubles,
     empty_terms,
-    given_or_zeros,
-    pull_on_log_prob,
+    joined_pulls,
     row_numbers,
-    row_values,
     slope_of_surrogate,
 )
 from fastguide.reference.masked_ppo import masked_ppo_backward
@@ -69,23 +69,13 @@ def masked_ppo(
     Gradient: in logits, once; 0 at clean sites.   Oracle: fastguide.reference.masked_ppo.
     Source: Schulman et al. 2017 (arXiv 1707.06347); Sahoo et al. 2024 (arXiv 2406.07524).
     """
-    _check.no_gradient(OP, logits_ref=logits_ref)
+    given = dict(logits_ref=logits_ref, old_log_prob=old_log_prob, advantage=advantage)
+    _check.no_gradient(OP, **given)
     low, high = clip_bounds(clip)
     _check.temperature(temperature)
-    *terms, _, _ = OPERATOR(
-        logits,
-        x,
-        x_next,
-        row_values(OP, "old_log_prob", old_log_prob, x),
-        row_values(OP, "advantage", advantage, x),
-        mask_token,
-        row_numbers("rho", rho, x),
-        low,
-        high,
-        logits_ref,
-        float(temperature),
-    )
-    return PPOTerms(*terms)
+    numbers = row_numbers(x, old_log_prob=old_log_prob, advantage=advantage, rho=rho)
+    before = (logits, x, x_next, numbers[0], numbers[1], mask_token, numbers[2])
+    return PPOTerms(*OPERATOR(*before, low, high, logits_ref, float(temperature))[:5])
 
 
 def _run(
@@ -112,7 +102,10 @@ def _run(
         _check.shape("logits_ref", logits_ref, list(logits.shape), "[N, L, V]")
     given = dict(x=x, x_next=x_next, logits_ref=logits_ref, old_log_prob=old_log_prob)
     _check.same_device(OP, logits, **given, advantage=advantage, rho=rho)
-    if _backend.use_reference(OP, logits):
+    backend, launch = _backend.served(OP, logits)
+    if backend != "cpp":
+        old_log_prob, advantage, rho = doubles(old_log_prob, advantage, rho)
+    if launch is None:
         due = run_reference(
             OP,
             reference.masked_ppo,
@@ -129,9 +122,9 @@ def _run(
         )
         terms, nothing = PPOTerms(*due), logits.new_zeros((*x.shape, 3), dtype=torch.float64)
         return (*terms, slope_of_surrogate(terms, advantage), nothing)
-    terms, slope = empty_terms(logits)
     sites = logits.new_empty((num_rows, length, 3), dtype=torch.float64)
-    fault = _backend.launcher(OP, logits)(
+    outputs = (*empty_terms(logits), sites)
+    fault = launch(
         logits,
         x,
         x_next,
@@ -143,18 +136,15 @@ def _run(
         high,
         logits_ref,
         temperature,
-        *terms,
-        slope,
-        sites,
+        *outputs,
     )
     if fault is not None:
         _check.raise_fault(OP, fault)
-    return (*terms, slope, sites)
+    return outputs
 
 
 def _fake(logits: torch.Tensor, x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
-    terms, slope = empty_terms(logits)
-    return (*terms, slope, logits.new_empty((*x.shape, 3), dtype=torch.float64))
+    return (*empty_terms(logits), logits.new_empty((*x.shape, 3), dtype=torch.float64))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -173,9 +163,9 @@ def _pull(
     *_: None,
 ) -> tuple[torch.Tensor | None, ...]:
     logits, x, x_next, rho, logits_ref, sites, ratio, slope = ctx.saved_tensors
-    pull = pull_on_log_prob(d_surrogate, d_log_prob, d_ratio, ratio, slope)
     step = (logits, x, x_next, ctx.mask_token, rho, logits_ref, ctx.temperature)
-    return (OPERATOR.backward(*step, sites, pull, given_or_zeros(d_kl, slope)), *[None] * 10)
+    pulls = (d_surrogate, d_kl, d_log_prob, d_ratio, ratio, slope)
+    return (OPERATOR.backward(*step, sites, *pulls), *[None] * 10)
 
 
 def _run_backward(
@@ -187,14 +177,17 @@ def _run_backward(
     logits_ref: torch.Tensor | None,
     temperature: float,
     sites: torch.Tensor,
-    d_log_prob: torch.Tensor,
-    d_kl: torch.Tensor,
+    *pulls: Any,
 ) -> torch.Tensor:
+    backend, launch = _backend.served(OP, logits, "_backward")
+    if backend != "cpp":
+        (rho,) = doubles(rho)
+        pulls = joined_pulls(*pulls)
     inputs = (logits, x.contiguous(), x_next.contiguous(), mask_token, rho, logits_ref, temperature)
-    if _backend.use_reference(OP, logits):
-        return masked_ppo_backward(*inputs, d_log_prob, d_kl)
+    if launch is None:
+        return masked_ppo_backward(*inputs, *pulls)
     d_logits = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _backend.launcher(OP, logits, "_backward")(*inputs, sites, d_log_prob, d_kl, d_logits)
+    launch(*inputs, sites, *pulls, d_logits)
     return d_logits
 
 
@@ -211,7 +204,7 @@ OPERATOR = TrainingOp(
     _fake,
     backward=(
         "Tensor logits, Tensor x, Tensor x_next, int mask_token, Tensor rho, Tensor? logits_ref, "
-        "float temperature, Tensor sites, Tensor d_log_prob, Tensor d_kl",
+        "float temperature, Tensor sites, " + PULLS,
         "Tensor",
         _run_backward,
         _fake_backward,

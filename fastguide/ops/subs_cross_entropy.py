@@ -10,7 +10,7 @@ from fastguide import reference
 from fastguide.errors import ShapeError
 from fastguide.ops import _backend, _check
 from fastguide.ops._library import run_reference
-from fastguide.ops._training import TrainingOp, given_or_zeros, row_values
+from fastguide.ops._training import TrainingOp, doubles, row_numbers
 from fastguide.reference.subs_cross_entropy import subs_cross_entropy_backward
 
 OP = "subs_cross_entropy"
@@ -55,7 +55,10 @@ def subs_cross_entropy(
     Source: Sahoo et al. 2024 (arXiv 2406.07524), eq. 10.
     """
     loss, _ = OPERATOR(logits, x, targets, mask_token, head)
-    return loss if weight is None else loss * row_values(OP, "weight", weight, x)
+    if weight is None:
+        return loss
+    _check.no_gradient(OP, weight=weight)
+    return loss * row_numbers(x, weight=weight)[0]
 
 
 def _run(
@@ -81,7 +84,8 @@ def _run(
     _check.same_device(OP, logits, x=x, targets=targets, head=head)
     loss = logits.new_empty((num_rows,), dtype=torch.float64)
     normalisers = logits.new_empty((num_rows, length), dtype=torch.float64)
-    if _backend.use_reference(OP, logits):
+    _, launch = _backend.served(OP, logits, "" if head is None else "_head")
+    if launch is None:
         given = (logits.detach(), x, targets)
         heads = None if head is None else head.detach()
         function = reference.subs_cross_entropy
@@ -89,9 +93,8 @@ def _run(
         return loss.copy_(due), normalisers.zero_()
     outputs = (loss, normalisers)
     if head is None:
-        fault = _backend.launcher(OP, logits)(logits, x, targets, mask_token, *outputs)
+        fault = launch(logits, x, targets, mask_token, *outputs)
     else:
-        launch = _backend.launcher(OP, logits, "_head")
         fault = launch(logits, x, targets, mask_token, head.detach(), *outputs)
     if fault is not None:
         _check.raise_fault(OP, fault)
@@ -111,9 +114,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
 
 def _pull(ctx: Any, d_loss: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
     logits, x, targets, head, normalisers = ctx.saved_tensors
-    pull = given_or_zeros(d_loss, normalisers.new_empty(x.shape[:1]))
-    step = (logits, x, targets, ctx.mask_token, head, normalisers)
-    d_logits, d_head = OPERATOR.backward(*step, pull)
+    if d_loss is None:
+        return (None,) * 5
+    d_logits, d_head = OPERATOR.backward(
+        logits, x, targets, ctx.mask_token, head, normalisers, d_loss
+    )
     return d_logits, None, None, None, None if head is None else d_head
 
 
@@ -127,16 +132,18 @@ def _run_backward(
     d_loss: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x, targets = x.contiguous(), targets.contiguous()
-    if _backend.use_reference(OP, logits):
+    part = "_backward" if head is None else "_head_backward"
+    backend, launch = _backend.served(OP, logits, part)
+    if backend != "cpp" or head is not None:
+        (d_loss,) = doubles(d_loss)
+    if launch is None:
         d_logits, d_head = subs_cross_entropy_backward(logits, x, targets, mask_token, head, d_loss)
         return d_logits, logits.new_empty(0) if d_head is None else d_head
     d_logits, d_head = _fake_backward(logits, x, targets, mask_token, head)
     arguments = (logits, x, targets, mask_token)
     if head is None:
-        launch = _backend.launcher(OP, logits, "_backward")
         launch(*arguments, normalisers, d_loss, d_logits)
     else:
-        launch = _backend.launcher(OP, logits, "_head_backward")
         launch(*arguments, head, normalisers, d_loss, d_logits, d_head)
     return d_logits, d_head
 

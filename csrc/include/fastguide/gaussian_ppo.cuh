@@ -16,13 +16,13 @@ FG_HD double gaussian_gap(const GaussianLaw& law, double output, double x, doubl
 }
 
 // From sums of the squares of the gap, and of output - output_ref, over num_elements.
-FG_HD double gaussian_log_prob(const GaussianLaw& law, double gaps, i64 num_elements) {
+FG_HD double gaussian_log_prob(double s, double gaps, double num_elements) {
   constexpr double HALF_LOG_2_PI = 0x1.d67f1c864beb5p-1;
-  const double each = log_double(law.s) + HALF_LOG_2_PI;
-  return -0.5 * (gaps / (law.s * law.s)) - static_cast<double>(num_elements) * each;
+  const double each = log_double(s) + HALF_LOG_2_PI;
+  return -0.5 * (gaps / (s * s)) - num_elements * each;
 }
-FG_HD double gaussian_kl(const GaussianLaw& law, double differences) {
-  const double scale = law.b / law.s;
+FG_HD double gaussian_kl(double b, double s, double differences) {
+  const double scale = b / s;
   return 0.5 * (scale * scale) * differences;
 }
 
