@@ -20,7 +20,7 @@ from fastguide.ops._training import (
     row_numbers,
     slope_of_surrogate,
 )
-from fastguide.reference.masked_ppo import masked_ppo_backward
+from fastguide.reference.masked_ppo import masked_ppo_backward, site_terms
 
 OP = "masked_ppo"
 
@@ -120,8 +120,10 @@ def _run(
             logits_ref=logits_ref,
             temperature=temperature,
         )
-        terms, nothing = PPOTerms(*due), logits.new_zeros((*x.shape, 3), dtype=torch.float64)
-        return (*terms, slope_of_surrogate(terms, advantage), nothing)
+        terms = PPOTerms(*due)
+        # the backward pass may be served by another backend, which reads them
+        sites = site_terms(logits.detach(), x, mask_token, logits_ref, temperature)
+        return (*terms, slope_of_surrogate(terms, advantage), sites)
     sites = logits.new_empty((num_rows, length, 3), dtype=torch.float64)
     outputs = (*empty_terms(logits), sites)
     fault = launch(

@@ -11,7 +11,10 @@ from fastguide.errors import ShapeError
 from fastguide.ops import _backend, _check
 from fastguide.ops._library import run_reference
 from fastguide.ops._training import TrainingOp, doubles, row_numbers
-from fastguide.reference.subs_cross_entropy import subs_cross_entropy_backward
+from fastguide.reference.subs_cross_entropy import (
+    site_normalisers,
+    subs_cross_entropy_backward,
+)
 
 OP = "subs_cross_entropy"
 
@@ -90,7 +93,8 @@ def _run(
         heads = None if head is None else head.detach()
         function = reference.subs_cross_entropy
         due = run_reference(OP, function, *given, mask_token=mask_token, head=heads)
-        return loss.copy_(due), normalisers.zero_()
+        # the backward pass may be served by another backend, which reads them
+        return loss.copy_(due), site_normalisers(given[0], x, mask_token, heads)
     outputs = (loss, normalisers)
     if head is None:
         fault = launch(logits, x, targets, mask_token, *outputs)

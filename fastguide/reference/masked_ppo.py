@@ -76,6 +76,25 @@ def categorical_kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * gap).sum(-1)
 
 
+def site_terms(
+    logits: torch.Tensor,
+    x: torch.Tensor,
+    mask_token: int,
+    logits_ref: torch.Tensor | None,
+    temperature: float,
+) -> torch.Tensor:
+    """[N, L, 3] float64: log normaliser, that of the reference, and KL; 0 off the mask."""
+    masked = x == mask_token
+    found = torch.zeros(*x.shape, 3, dtype=torch.float64, device=x.device)
+    z = logits[masked].double() / temperature
+    found[..., 0][masked] = z.logsumexp(-1)
+    if logits_ref is not None:
+        z_ref = logits_ref[masked].double() / temperature
+        found[..., 1][masked] = z_ref.logsumexp(-1)
+        found[..., 2][masked] = categorical_kl(z.log_softmax(-1), z_ref.log_softmax(-1))
+    return found
+
+
 def masked_ppo_backward(
     logits: torch.Tensor,
     x: torch.Tensor,

@@ -57,6 +57,17 @@ def masked_log_probs(
     return masked.nonzero()[:, 0], rows.log_softmax(-1), targets[masked]
 
 
+def site_normalisers(
+    logits: torch.Tensor, x: torch.Tensor, mask_token: int, head: torch.Tensor | None
+) -> torch.Tensor:
+    """[N, L] float64: log of the sum of exp(logit) at the masked sites; 0 elsewhere."""
+    masked = x == mask_token
+    rows = logits[masked].double()
+    found = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    found[masked] = (rows if head is None else rows @ head.double().T).logsumexp(-1)
+    return found
+
+
 def subs_cross_entropy_backward(
     logits: torch.Tensor,
     x: torch.Tensor,

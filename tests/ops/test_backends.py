@@ -112,3 +112,44 @@ def test_one_openmp_runtime() -> None:
     )
     done = run_python(code)
     assert done.stdout.strip() == "1", done.stdout + done.stderr
+
+
+def _training_loss(op: str, logits: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """A loss of some op, where two of three sites are masked."""
+    mask_token = 300
+    x = torch.tensor([[300, 1, 300], [300, 300, 2]])
+    targets = x.where(x != mask_token, 3)
+    if op == "subs_cross_entropy":
+        return ops.subs_cross_entropy(logits, x, targets, mask_token=mask_token).sum()
+    if op == "subs_cross_entropy, head":
+        return ops.subs_cross_entropy(logits, x, targets, mask_token=mask_token, head=head).sum()
+    terms = ops.masked_ppo(
+        logits,
+        x,
+        targets,
+        torch.full((2,), -3.0),
+        torch.ones(2),
+        mask_token=mask_token,
+        rho=0.5,
+        clip=(0.0, 1e9),
+        logits_ref=logits.detach().flip(-1),
+        temperature=0.8,
+    )
+    return (terms.surrogate + 0.3 * terms.kl).sum()
+
+
+@pytest.mark.parametrize("vocab_size", [5, 250])
+@pytest.mark.parametrize("op", ["masked_ppo", "subs_cross_entropy", "subs_cross_entropy, head"])
+def test_backward_may_be_served_by_another_backend(op: str, vocab_size: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, vocab_size, generator=g, requires_grad=True)
+    head = torch.randn(vocab_size, vocab_size, generator=g) / 4
+    with ops.use_backend("reference"):
+        loss = _training_loss(op, logits, head)
+        (due,) = torch.autograd.grad(_training_loss(op, logits, head), logits)
+    (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, due, rtol=1e-4, atol=1e-6)
+    loss = _training_loss(op, logits, head)
+    with ops.use_backend("reference"):
+        (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, due, rtol=1e-4, atol=1e-6)
