@@ -51,6 +51,8 @@ class Method:
         weight_decay: of AdamW.   max_grad_norm: gradients are clipped to it; None: they are not.
         ema: decay of the average of the parameters that `.diffusion` then has; None: the last ones.
         epochs: passes over each batch of rollouts.   minibatches: updates of each pass.
+        timestep_fraction: share of the steps of each path, drawn anew in every epoch, that updates
+            read; the loss is scaled up by it. Not for methods that read whole paths.
         max_rows: most (path, step) rows of one backward pass; gradients are accumulated. None: all
             in one, or on a CPU what its caches are for.
         autocast: dtype of the networks' products, such as torch.bfloat16, or None. Schedules,
@@ -92,6 +94,7 @@ class Method:
         ema: float | None = None,
         epochs: int = 1,
         minibatches: int = 1,
+        timestep_fraction: float = 1.0,
         max_rows: int | None = None,
         autocast: torch.dtype | None = None,
         learn_scale: bool | str = False,
@@ -105,6 +108,10 @@ class Method:
         check_diffusion(diffusion, learn_scale)
         check_target(reward, alpha, on_invalid)
         check_counts(epochs=epochs, minibatches=minibatches, max_rows=max_rows, patience=patience)
+        if not 0 < timestep_fraction <= 1:
+            raise ArgumentError(
+                f"timestep_fraction must be a share in (0, 1], got {timestep_fraction}"
+            )
         if ema is not None and not 0 < ema < 1:
             raise ArgumentError(f"ema must be a decay in (0, 1), or None, got {ema}")
         if kl_budget is not None and not self.knows_kl:
@@ -116,6 +123,7 @@ class Method:
         self.alpha = float(alpha)
         self.epochs = epochs
         self.minibatches = minibatches
+        self.timestep_fraction = timestep_fraction
         self.max_rows = max_rows
         self.autocast = autocast
         self.on_invalid = on_invalid
@@ -157,6 +165,7 @@ class Method:
             "learning_rate": rate,
             "epochs": self.epochs,
             "minibatches": self.minibatches,
+            "timestep_fraction": self.timestep_fraction,
             "autocast": str(self.autocast),
             "learn_scale": self._learn_scale,
             **self._adapter,
@@ -338,6 +347,11 @@ class Method:
     # -- the loop ------------------------------------------------------------------------------
 
     def _start(self, num_steps: int) -> None:
+        if self.whole_paths and self.timestep_fraction < 1:
+            raise ArgumentError(
+                f"timestep_fraction must be 1 for {type(self).__name__} as it is set here, which "
+                "reads whole paths; max_rows bounds the memory of a backward pass"
+            )
         tuned = adapters.with_network(self._pretrained, self._network)
         self.num_steps = num_steps
         self.reference: Laws = laws_of(self._natural, num_steps, self.autocast)
@@ -361,7 +375,8 @@ class Method:
         for epoch in range(self.epochs):
             row |= self.prepare(buffer)
             numbers = minibatch_numbers(
-                key, epoch, buffer.chains, len(self.policy), self.minibatches, self.whole_paths
+                *(key, epoch, buffer.chains, len(self.policy), self.minibatches, self.whole_paths),
+                kept=self._kept_steps,
             )
             for which in range(self.minibatches):
                 for name, value in self._improve(buffer, numbers == which, share).items():
@@ -371,6 +386,11 @@ class Method:
         means = {name: total / updates for name, total in totals.items()}
         return {**row, **self._watch.report(buffer), **means, "skipped": skipped}
 
+    @property
+    def _kept_steps(self) -> int:
+        """Steps of a path that an epoch reads."""
+        return max(1, round(self.timestep_fraction * len(self.policy)))
+
     def _improve(self, buffer: Buffer, chosen: Tensor, share: float) -> dict[str, float]:
         """One update on the chosen rows [N, T]."""
         assert self._update is not None
@@ -378,6 +398,7 @@ class Method:
             chosen = chosen & self.policy.random
         self._update.start()
         scale = self.minibatches / (len(buffer) * parallel.world()[1])
+        scale *= len(self.policy) / self._kept_steps
         sums: dict[str, Tensor] = {}
         rows = torch.zeros(1, dtype=torch.float64, device=chosen.device)
         for part in parts(buffer, chosen, whole_paths=self.whole_paths, max_rows=self.max_rows):

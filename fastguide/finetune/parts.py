@@ -57,19 +57,27 @@ class Part:
 
 
 def minibatch_numbers(
-    key: int, epoch: int, chains: Tensor, num_steps: int, count: int, whole_paths: bool
+    key: int,
+    epoch: int,
+    chains: Tensor,
+    num_steps: int,
+    count: int,
+    whole_paths: bool,
+    kept: int | None = None,
 ) -> Tensor:
-    """[N, T] in [0, count): which minibatch of an epoch reads each row.
+    """[N, T] in [0, count): which minibatch of an epoch reads each row; -1: none does.
 
     A chain's steps are spread over the minibatches in an order drawn for (key, epoch, chain), so
     that a chain's assignment does not depend on which process it runs in. With `whole_paths` all
-    steps of a chain are in one.
+    steps of a chain are in one. `kept`: steps of each chain that are read, None: all.
     """
-    if whole_paths or count == 1:
+    kept = num_steps if kept is None else kept
+    if whole_paths or (count == 1 and kept == num_steps):
         return ((chains + epoch) % count)[:, None].expand(-1, num_steps)
     seed = round_seed(key, epoch + 1)
     draw = ops.philox_uniform(seed, chains, 0, Purpose.SELECT, num_elements=num_steps)[:, 0]
-    return (chains[:, None] + draw.argsort(dim=1).argsort(dim=1)) % count
+    rank = draw.argsort(dim=1).argsort(dim=1)
+    return torch.where(rank < kept, (chains[:, None] + rank) % count, -1)
 
 
 def parts(

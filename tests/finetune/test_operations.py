@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from exact_chains import ALPHA, G1, LENGTH, M1, StateValue, quadratic, reward
+from exact_chains import ALPHA, G1, LENGTH, M1, StateValue, law_of_g1, quadratic, reward
 from torch import nn
 from tuning_case import QUIET, assert_equal, count_of_threes, parameters, sequences
 
@@ -223,6 +223,47 @@ def test_minibatches_read_every_row_once():
     assert not torch.equal(
         numbers, finetune.parts.minibatch_numbers(5, 1, chains, 8, 4, whole_paths=False)
     )
+
+
+def test_a_fraction_of_the_steps_stands_for_all():
+    """Each step is read as often as the others, by as many of the minibatches."""
+    chains = torch.arange(4000)
+    numbers = finetune.parts.minibatch_numbers(5, 0, chains, 8, 2, whole_paths=False, kept=4)
+    read = numbers >= 0
+    assert read.sum(dim=1).unique().tolist() == [4]
+    assert numbers[read].bincount().tolist() == [8000, 8000]
+    # binomial, 4000 chains
+    assert (read.double().mean(dim=0) - 0.5).abs().max() < 5 * (0.25 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("method", [finetune.PPO, finetune.AdjointMatching])
+def test_half_of_the_steps_train_to_the_same_optimum(method):
+    rows = []
+    tuner = method(
+        G1(),
+        quadratic,
+        alpha=ALPHA,
+        adapter="full",
+        timestep_fraction=0.5,
+        max_grad_norm=None,
+        ema=0.97,
+        learning_rate=linear(0.05, 1e-3),
+    )
+    tuner._network.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    tuner.train(1, 32, num_steps=10, **QUIET)
+    # ten steps of a rollout, and five of each path in the update
+    assert sum(rows) == 32 * 10 + 32 * 5
+    tuner.train(150, 512, num_steps=10, **QUIET)
+    mean, var, _ = law_of_g1(tuner.diffusion)
+    assert (mean, var) == pytest.approx((1.16667, 0.37418), abs=0.05)
+
+
+def test_fraction_of_the_steps_is_refused_where_paths_are_whole():
+    with pytest.raises(ArgumentError, match=r"timestep_fraction must be a share in \(0, 1\]"):
+        finetune.PPO(sequences(), count_of_threes, alpha=1.0, timestep_fraction=0.0)
+    tuner = finetune.PathConsistency(sequences(), count_of_threes, alpha=1.0, timestep_fraction=0.5)
+    with pytest.raises(ArgumentError, match="timestep_fraction must be 1 for PathConsistency"):
+        tuner.train(1, 4, num_steps=4, **QUIET)
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
