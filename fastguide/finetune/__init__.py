@@ -2,6 +2,7 @@
 
 from fastguide.finetune.adjoint_matching import AdjointMatching
 from fastguide.finetune.elegant import ELEGANT
+from fastguide.finetune.export import load_learned
 from fastguide.finetune.forward_process import ForwardProcess
 from fastguide.finetune.history import History
 from fastguide.finetune.loggers import tensorboard, wandb
@@ -26,6 +27,7 @@ __all__ = [
     "ValueWeighted",
     "cosine",
     "linear",
+    "load_learned",
     "tensorboard",
     "wandb",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from fastguide.checkpoint import digest
 from fastguide.errors import ArgumentError, DtypeError
-from fastguide.finetune import parallel
+from fastguide.finetune import export, parallel
 from fastguide.finetune.checkpoint import TrainingCheckpoint
 from fastguide.finetune.history import Callback, History
 from fastguide.finetune.initial_value import QuadraticValue, fit_value
@@ -110,6 +110,10 @@ class ELEGANT:
     def save(self, path: str | Path) -> None:
         """Write the denoiser's weights, as `Method.save` does, but not the initial law."""
         self._control.save(path)
+
+    def save_learned(self, path: str | Path) -> None:
+        """Write the initial law, as `Method.save_learned` does."""
+        export.save_learned(path, self.diffusion)
 
     def train(
         self,

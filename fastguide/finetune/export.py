@@ -1,18 +1,24 @@
-"""Files of tuned networks: merged weights, and low-rank terms alone."""
+"""Files of tuned models: merged weights, low-rank terms alone, and what else a chain learned."""
 
 from __future__ import annotations
 
+import copy
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastguide.errors import ArgumentError
+from fastguide.diffusion.gaussian_chain import GaussianChain
+from fastguide.diffusion.learned import LearnedNoise, LearnedStart
+from fastguide.errors import ArgumentError, CheckpointError, DtypeError
 from fastguide.finetune import injected
 from fastguide.finetune.adapters import LowRank
+from fastguide.finetune.prior_steps import prefixed
 
 Tensor = torch.Tensor
 
@@ -46,6 +52,64 @@ def save_terms(path: str | Path, network: nn.Module, original: nn.Module, prefix
         state[f"{name}.lora_A.weight"] = down.clone().contiguous()
         state[f"{name}.lora_B.weight"] = up.clone().contiguous()
     save_file(state, str(path), {"format": "pt"})
+
+
+def save_learned(path: str | Path, chain: Any) -> None:
+    """Write what a tuned Gaussian chain learned besides its denoiser.
+
+    Raises:
+        ArgumentError: it learned nothing else.
+    """
+    state: dict[str, Tensor] = {}
+    start: LearnedStart | None = getattr(chain, "learned_start", None)
+    noise: LearnedNoise | None = getattr(chain, "learned_noise", None)
+    if noise is not None:
+        state["noise"] = noise.factors
+    if start is not None:
+        state["start.num_steps"] = torch.tensor(start.num_steps)
+        if start.noise is not None:
+            state["start.noise"] = start.noise.factors
+        state |= {f"start.network.{k}": v for k, v in start.network.state_dict().items()}
+    if not state:
+        raise ArgumentError(
+            "nothing was learned besides the denoiser, which `save` writes; this is for "
+            "prior_steps=, learn_scale= and ELEGANT"
+        )
+    save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, str(path))
+
+
+def load_learned(path: str | Path, diffusion: Any, prior_network: nn.Module | None = None) -> Any:
+    """The diffusion with the initial law and the noise of a file of `save_learned`.
+
+    Args:
+        diffusion: the pre-trained Gaussian chain, with the tuned denoiser.
+        prior_network: of the class that was trained, where one was given; it is not changed.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit these; names the file.
+    """
+    if not isinstance(diffusion, GaussianChain):
+        raise DtypeError(f"diffusion must be a Gaussian chain, got {type(diffusion).__name__}")
+    try:
+        state = load_file(str(path), device=str(diffusion.device))
+        made = copy.copy(diffusion)
+        if "noise" in state:
+            made.learned_noise = LearnedNoise(state["noise"])
+        if "start.num_steps" in state:
+            control = prefixed(diffusion, int(state["start.num_steps"]), prior_network).prior
+            prefix = "start.network."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            assert isinstance(control.denoiser, nn.Module)
+            control.denoiser.load_state_dict(own)
+            control.denoiser.requires_grad_(False)
+            noise = state.get("start.noise")
+            made.learned_start = control.learned(None if noise is None else LearnedNoise(noise))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold what was learned of this chain: {error}; give a file of "
+            "`save_learned`, the diffusion it was trained from and its prior_network"
+        ) from error
+    return made
 
 
 def _low_rank(network: nn.Module) -> list[tuple[str, tuple[Tensor, Tensor]]]:

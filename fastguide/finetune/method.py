@@ -259,6 +259,16 @@ class Method:
         """
         export.save_terms(path, self.diffusion.denoiser, self._given.denoiser, prefix)
 
+    def save_learned(self, path: str | Path) -> None:
+        """Write the initial law of `prior_steps` and the noise of `learn_scale`.
+
+        `fastguide.finetune.load_learned` reads it.
+
+        Raises:
+            ArgumentError: neither was learned.
+        """
+        export.save_learned(path, self.diffusion)
+
     def train(
         self,
         num_iterations: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from exact_chains import ALPHA, G1, G2, M1, first, quadratic, quadratic_reward, reward
+from safetensors.torch import load_file
 from scipy import stats
 from torch import nn
 
@@ -154,6 +155,35 @@ def test_training_goes_on_from_learned_deviations():
     own = again.policy.scale.detach().exp().tolist()
     expected = [s * factor for s, factor in zip(known, own, strict=True)]
     assert [step.params[2] for step in again.diffusion.steps(10)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [False, True, "full"])
+def test_what_was_learned_is_saved(tmp_path, scale):
+    """The denoiser's file and the other one make the tuned chain again, bit for bit."""
+    tuner = finetune.PathConsistency(
+        G1(), quadratic, prior_steps=2, prior_network=Control(1), learn_scale=scale, **FULL
+    )
+    tuner.train(3, 16, num_steps=10, progress=False)
+    tuner.save(tmp_path / "denoiser.safetensors")
+    tuner.save_learned(tmp_path / "learned.safetensors")
+    again = G1()
+    again.denoiser.load_state_dict(load_file(str(tmp_path / "denoiser.safetensors")))
+    again = finetune.load_learned(tmp_path / "learned.safetensors", again, Control(1))
+    assert again.settings() == tuner.diffusion.settings()
+    expected = fg.Unguided(tuner.diffusion, quadratic).sample(8, num_steps=10, progress=False)
+    found = fg.Unguided(again, quadratic).sample(8, num_steps=10, progress=False)
+    assert torch.equal(found.samples, expected.samples)
+    with pytest.raises(CheckpointError, match=r"learned\.safetensors does not hold what was"):
+        finetune.load_learned(tmp_path / "learned.safetensors", G1())  # not its network
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors does not hold"):
+        finetune.load_learned(tmp_path / "nothing.safetensors", G1())
+    with pytest.raises(DtypeError, match="must be a Gaussian chain, got M1"):
+        finetune.load_learned(tmp_path / "learned.safetensors", M1())
+
+
+def test_nothing_else_learned_is_nothing_to_save(tmp_path):
+    with pytest.raises(ArgumentError, match="nothing was learned besides the denoiser"):
+        finetune.PPO(G1(), quadratic, **FULL).save_learned(tmp_path / "learned.safetensors")
 
 
 class Interrupted(Exception):
