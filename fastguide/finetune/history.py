@@ -30,7 +30,8 @@ class History:
         rows: per iteration a dict of numbers. "iteration"; "reward" mean over the batch, in the
             reward's units; "kl" of the policy from the reference, nats per path; "loss";
             "grad_norm"; "learning_rate"; "skipped" updates whose gradient was not finite;
-            "seconds" since the start; and what the method adds, such as "ess" or "clip_fraction".
+            "seconds" and "cpu_seconds" (all threads of this process) since the start; and what the
+            method adds, such as "ess" or "clip_fraction".
         stopped: why training ended early: None (it did not), "max_seconds", "callback",
             "kl_budget" or "held_out".
     """

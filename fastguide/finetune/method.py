@@ -310,7 +310,7 @@ class Method:
         assert self._update is not None
         chains = chain_ids(batch_size, rank * batch_size, self._pretrained.device)
         start = {"prompt": prompt, "cond": condition_rows(cond or {}, batch_size)}
-        history, elapsed, files = History(), 0.0, [] if log is None else [Path(log)]
+        history, files = History(), [] if log is None else [Path(log)]
         store = None
         if checkpoint is not None:
             sizes = {
@@ -327,17 +327,19 @@ class Method:
             if saved is not None:
                 self._update.load(saved["update"])
                 self.recall(saved["memory"])
-                history.rows, elapsed = saved["rows"], saved["seconds"]
+                history.rows = saved["rows"]
                 # a limit that was met stays met; a stop by time or by hand is gone on from
                 history.stopped = self._watch.why_stop(history) if history.rows else None
         clock = saved_at = time.perf_counter()
-        begin = clock - elapsed
+        before = history.rows[-1] if history.rows else {"seconds": 0.0, "cpu_seconds": 0.0}
+        begin, cpu_begin = clock - before["seconds"], time.process_time() - before["cpu_seconds"]
         title = type(self).__name__ if progress else None
         with Reports(history, files, callback, title, num_iterations) as report:
             while len(history.rows) < num_iterations and history.stopped is None:
                 number = len(history.rows)
                 row = self._iterate(number, number / num_iterations, seed, chains, start)
                 row["seconds"] = time.perf_counter() - begin
+                row["cpu_seconds"] = time.process_time() - cpu_begin
                 wanted = report(row)
                 now, stop = time.perf_counter(), self._watch.why_stop(history)
                 if max_seconds is not None and now - clock > max_seconds:
@@ -351,7 +353,7 @@ class Method:
                 if store is not None and due:
                     saved_at = now
                     state = {"update": self._update.state(), "memory": self.memory()}
-                    store.save({**state, "rows": history.rows, "seconds": row["seconds"]})
+                    store.save({**state, "rows": history.rows})
         return history
 
     # -- the loop ------------------------------------------------------------------------------

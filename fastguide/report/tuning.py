@@ -129,7 +129,7 @@ class Tuning:
         comparison: the pre-trained model, plain and guided, and last the tuned one's samples.
         divergence: [N] float64 KL of the tuned model to the pre-trained one along its own paths,
             nats, summed over sites and steps; its mean is that of the whole-path KL.
-        seconds: "training" of the whole history, "training_cpu" of all threads of this process.
+        seconds: "training" of the whole history, "training_cpu" of all threads of one process.
     """
 
     settings: TuningSettings
@@ -227,7 +227,7 @@ def tune(
     )
     seconds = {
         "training": history.rows[-1]["seconds"],
-        "training_cpu": time.process_time() - processor,
+        "training_cpu": history.rows[-1]["cpu_seconds"],
     }
     if save is not None:
         method.save(save)

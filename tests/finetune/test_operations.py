@@ -83,6 +83,8 @@ def test_resumed_run_is_the_run(name, tmp_path):
         if any(name in row for row in history.rows):
             assert torch.equal(history.column(name), again.column(name))
     assert torch.equal(again.column("iteration"), torch.arange(7.0).double())
+    for clock in ("seconds", "cpu_seconds"):
+        assert bool((again.column(clock).diff() >= 0).all())
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines] == list(range(7))
     if name == "scale":
