@@ -212,6 +212,8 @@ def check_staged(seed, estimate):
         quadratic,
         alpha=ALPHA,
         estimate=estimate,
+        # log-mean-exponentials of the reference's rewards are the noisier estimate
+        num_pairs=20_000 if estimate == "controlled" else 100_000,
         adapter="full",
         max_grad_norm=None,
         learning_rate=linear(0.05, 1e-4),
@@ -221,12 +223,11 @@ def check_staged(seed, estimate):
     assert abs(mean - 1.33333) <= 0.02
     assert abs(var - 0.36471) <= 0.01
     _, slope, curve = method.value.coefficients.tolist()
-    # log-mean-exponentials of the reference's rewards are the noisier estimate
     assert slope == pytest.approx(0.45644, rel=0.15)
     assert curve == pytest.approx(-0.0625, rel=0.15 if estimate == "controlled" else 0.3)
     mean, var, _ = start_of_g1(method.diffusion)
     assert abs(mean - 0.7303) <= 0.03
-    assert abs(var - 0.8182) <= (0.04 if estimate == "controlled" else 0.06)
+    assert abs(var - 0.8182) <= 0.04
 
 
 def test_staged_control_of_the_initial_law():
