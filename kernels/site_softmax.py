@@ -1,5 +1,6 @@
-"""Device functions of softmaxes of many sites at once, in the dtype of their logits: 16 bits in float32.
+"""Device functions of softmaxes of many sites at once, in the dtype of their logits.
 
+Logits of 16 bits are read into float32, and their gradient is rounded where it is stored.
 A program takes BLOCK_S sites of one row, and walks their vocabulary in blocks of BLOCK_V tokens.
 Sums over blocks are float64; within a block of float32 logits they are float32.
 """

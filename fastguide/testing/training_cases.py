@@ -174,7 +174,10 @@ def masked_ppo() -> Iterator[Sample]:
         kwargs = dict(mask_token=vocab, rho=0.5, clip=(0.7, 1.4), logits_ref=ref, temperature=0.8)
         _, args, kwargs = _ppo_numbers(draw, "masked_ppo", (logits, x, x_next), kwargs)
         yield name, args, kwargs
-    plain = (draw.normal(300, 3, 4).to(torch.bfloat16).permute(2, 1, 0), *_steps(draw, 4, 3, 300, 300, 0.7))
+    plain = (
+        draw.normal(300, 3, 4).to(torch.bfloat16).permute(2, 1, 0),
+        *_steps(draw, 4, 3, 300, 300, 0.7),
+    )
     kwargs = dict(mask_token=300, rho=0.5, clip=(0.7, 1.4), logits_ref=None)
     _, args, kwargs = _ppo_numbers(draw, "masked_ppo", plain, kwargs)
     yield "strided, no reference, bfloat16", args, kwargs
