@@ -17,7 +17,15 @@ from fastguide import ops
 class Setting:
     """N rows of L sites, a share of them masked, with a time weight per row."""
 
-    def __init__(self, n: int, length: int, vocab: int, share: float, hidden: int = 0) -> None:
+    def __init__(
+        self,
+        n: int,
+        length: int,
+        vocab: int,
+        share: float,
+        hidden: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         g = torch.Generator().manual_seed(0)
         self.vocab = vocab
         self.targets = torch.randint(0, vocab, (n, length), generator=g)
@@ -31,10 +39,12 @@ class Setting:
             self.head = head.requires_grad_()
             self.leaves = (self.logits, self.head)
         else:
-            self.logits = torch.randn(n, length, vocab, generator=g, requires_grad=True)
+            logits = torch.randn(n, length, vocab, generator=g).to(dtype)
+            self.logits = logits.requires_grad_()
             self.leaves = (self.logits,)
         self.text = (
-            f"K4, forward and backward, N={n} L={length} V={vocab}, {share:.0%} masked, float32"
+            f"K4, forward and backward, N={n} L={length} V={vocab}, {share:.0%} masked, "
+            + str(dtype)[6:]
             + (f", head of H={hidden}" if hidden else "")
         )
         # The masked rows are read twice and written once, the others are zeroed.
@@ -65,10 +75,10 @@ def every_site(
     vocab: int,
     head: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As published: the softmax of every site, and a mask on what comes out."""
+    """As published: the softmax of every site in float32, and a mask on what comes out."""
     if head is not None:
         logits = logits @ head.T
-    log_p = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    log_p = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return -(weight * (log_p * (x == vocab)).sum(1)).mean()
 
 
@@ -85,7 +95,7 @@ def masked_sites(
     rows = logits[masked]
     if head is not None:
         rows = rows @ head.T
-    each = F.cross_entropy(rows, targets[masked], reduction="none")
+    each = F.cross_entropy(rows.float(), targets[masked], reduction="none")
     return (each * weight[masked.nonzero()[:, 0]]).sum() / len(x)
 
 
@@ -110,10 +120,27 @@ def bench_subs_cross_entropy(compare: Callable[..., None], share: float) -> None
     compare("subs_cross_entropy", text, ours, others, due=due, **details)
 
 
+def bench_subs_cross_entropy_of_16_bits(compare: Callable[..., None]) -> None:
+    """Logits as models of language return them; autocast takes their softmax in float32."""
+    setting = Setting(4, 32, 32_000, 0.5, dtype=torch.bfloat16)
+    ours, others = both_ways(setting.ours, *setting.leaves), rivals(setting)
+    assert_same_gradients(ours, *others.values())
+    due = {"eager, every site": 3.0, "torch.compile, every site": 1.0}
+    details: dict[str, Any] = dict(bytes_moved=setting.bytes_moved, rounds=30)
+    text = against_eager(setting.text, setting.bytes_moved, others["eager, every site"])
+    compare("subs_cross_entropy", text, ours, others, due=due, **details)
+
+
 def call(name: str) -> Callable[[], Any]:
-    """One way, for a process of its own; "head ..." at a vocabulary of 128k."""
-    head = name.startswith("head ")
-    setting = Setting(6, 256, 131_072, 0.5, hidden=128) if head else Setting(4, 32, 32_000, 0.5)
+    """One way, for a process of its own; "head ..." at a vocabulary of 128k; "bfloat16 ..."."""
+    head, halves = name.startswith("head "), name.startswith("bfloat16 ")
+    name = name.removeprefix("bfloat16 ")
+    dtype = torch.bfloat16 if halves else torch.float32
+    setting = (
+        Setting(6, 256, 131_072, 0.5, hidden=128)
+        if head
+        else Setting(4, 32, 32_000, 0.5, dtype=dtype)
+    )
     ways = {"ours": setting.ours, "every": setting.every_site, "masked": setting.masked_sites}
     compiled = {"compiled every": every_site, "compiled masked": masked_sites}
     name = name.removeprefix("head ")
@@ -125,6 +152,8 @@ def bench_subs_cross_entropy_memory() -> None:
     names = ("ours", "every", "masked", "compiled every", "compiled masked")
     ours, *others = (peak_bytes("bench_subs_cross_entropy", name) for name in names)
     assert ours <= min(others), (ours, others)
+    halves = peak_bytes("bench_subs_cross_entropy", "bfloat16 ours")
+    assert halves <= 0.51 * ours, (halves, ours)
 
 
 def bench_subs_cross_entropy_head_memory() -> None:

@@ -34,7 +34,7 @@ def assert_same_gradients(
     """
     for other in others:
         for one, due in zip(ours(), other(), strict=True):
-            assert float((one - due).norm()) < 5e-3 * float(due.norm())
+            assert float((one - due).float().norm()) < 5e-3 * float(due.float().norm())
 
 
 class _Traffic(TorchDispatchMode):

@@ -88,21 +88,30 @@ def default_calls() -> Iterator[Call]:
         yield from _masked(logits, logits)
         yield from _subs(logits)
     yield from _slices(torch.float32)
+    # As models of language return them.
+    halves = _logits(64, 200, 32_000, torch.bfloat16)
+    yield from _masked(halves, halves)
+    yield from _subs(halves)
+    yield from _slices(torch.bfloat16)
     for vocab in (4, 20):
         logits = torch.zeros(64, 200, vocab)
         yield from _relaxed(logits, logits, hard=False)
 
 
 def branch_calls() -> Iterator[Call]:
-    """The other dtype, no reference, straight-through, tokens that do not lie side by side."""
+    """The other dtypes, no reference, straight-through, tokens that do not lie side by side."""
     yield from _gaussian(torch.float32, ref=False)
     yield from _gaussian(torch.float64, ref=True)
     yield from _slices(torch.float64)
+    yield from _slices(torch.float16)
     for vocab in (4, 3000):
         double = _logits(64, 200, vocab, torch.float64)
         yield from _masked(double, double)
         yield from _masked(_logits(64, 200, vocab), None)
         yield from _subs(double)
+        halves = _logits(64, 200, vocab, torch.float16)
+        yield from _masked(halves, None)
+        yield from _subs(halves)
         apart = torch.zeros(vocab, 200, 64).permute(2, 1, 0)
         yield from _subs(apart)
         yield from _masked(apart, apart)

@@ -296,4 +296,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("soft_value", &bind_soft_value);
   define_training<float>(m, "float32");
   define_training<double>(m, "float64");
+  define_logit_ops<Bfloat16>(m, "bfloat16");
+  define_logit_ops<Half>(m, "float16");
 }

@@ -216,20 +216,26 @@ struct GumbelSoftmaxStep {
   }
 };
 
-// Every function once for each dtype, "..._float32" and "..._float64".
+// Functions of logits, once for each dtype that these may have: "..._float32", "..._bfloat16".
 template <class T>
-void define_training(py::module_& m, const std::string& dtype) {
+void define_logit_ops(py::module_& m, const std::string& dtype) {
   const auto define = [&](const char* name, auto function) {
     m.def((name + dtype).c_str(), function);
   };
-  define("gaussian_ppo_", &GaussianPpo<T>::run);
-  define("gaussian_ppo_backward_", &GaussianPpo<T>::pull);
   define("masked_ppo_", &MaskedPpo<T>::run);
   define("masked_ppo_backward_", &MaskedPpo<T>::pull);
-  define("gumbel_softmax_step_", &GumbelSoftmaxStep<T>::run);
-  define("gumbel_softmax_step_backward_", &GumbelSoftmaxStep<T>::pull);
   define("subs_cross_entropy_", &SubsCrossEntropy<T>::run);
   define("subs_cross_entropy_backward_", &SubsCrossEntropy<T>::pull);
   define("subs_slice_sums_", &SubsCrossEntropy<T>::slice_sums);
   define("subs_slice_pull_", &SubsCrossEntropy<T>::slice_pull);
+}
+
+// Every function, for a dtype that kernels compute with.
+template <class T>
+void define_training(py::module_& m, const std::string& dtype) {
+  define_logit_ops<T>(m, dtype);
+  m.def(("gaussian_ppo_" + dtype).c_str(), &GaussianPpo<T>::run);
+  m.def(("gaussian_ppo_backward_" + dtype).c_str(), &GaussianPpo<T>::pull);
+  m.def(("gumbel_softmax_step_" + dtype).c_str(), &GumbelSoftmaxStep<T>::run);
+  m.def(("gumbel_softmax_step_backward_" + dtype).c_str(), &GumbelSoftmaxStep<T>::pull);
 }

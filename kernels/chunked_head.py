@@ -2,7 +2,8 @@
 
 Forward goes over the slices once and keeps three numbers per masked site; backward makes the logits
 of each slice again, turns them in place into their gradient, and multiplies that on. The products
-are torch.mm; `sums` and `pull` are kernels of a backend:
+are torch.mm, in the dtype of the head; the gradient in hidden states of 16 bits, a sum over the
+slices, is float32 until it is complete. `sums` and `pull` are kernels of a backend:
 
     sums(logits [R, C], first, targets [R], top, total, chosen [R])
     pull(logits [R, C], first, targets [R], normalisers, scale [R])
@@ -59,13 +60,17 @@ def backward(
     d_head: torch.Tensor,
 ) -> torch.Tensor:
     """Gradients of sum(scale * loss): writes d_head [V, H], returns that in hidden [R, H]."""
-    d_hidden = torch.zeros_like(hidden)
+    halves = hidden.dtype.itemsize == 2
+    d_hidden = torch.zeros_like(hidden, dtype=torch.float32 if halves else None)
     for first, rows, logits in _slices(hidden.shape[0], head):
         torch.mm(hidden, rows.T, out=logits)
         pull(logits, first, targets, normalisers, scale)
         torch.mm(logits.T, hidden, out=d_head[first : first + len(rows)])
-        d_hidden.addmm_(logits, rows)
-    return d_hidden
+        if halves:
+            d_hidden += torch.mm(logits, rows)
+        else:
+            d_hidden.addmm_(logits, rows)
+    return d_hidden.to(hidden.dtype)
 
 
 def first_bad_token(

@@ -56,7 +56,7 @@ cpu_level()
 
 @functools.cache
 def of_dtype(name: str, dtype: torch.dtype) -> Callable[..., Fault | None]:
-    """The compiled function of a training op for float32 or float64 tensors."""
+    """The compiled function of a training op for tensors of this dtype."""
     function: Callable[..., Fault | None] = getattr(_C, f"{name}_{str(dtype)[6:]}")
     return function
 

@@ -18,6 +18,7 @@ from fastguide.kernels.site_softmax import (
     log_normaliser,
     rescaled,
     tile_of_sites,
+    wide,
 )
 from fastguide.kernels.triton_config import MAX_REGISTERS
 from fastguide.kernels.triton_runtime import (
@@ -75,7 +76,7 @@ def _masked_ppo_kernel(
     temperature = double_argument(temperature_bits, None)
     inverse = 1.0 / temperature
     base = logits_ptr + n * row_stride + site * site_stride
-    top = tl.full([BLOCK_S], -_INFINITY, logits_ptr.dtype.element_ty)
+    top = wide(tl.full([BLOCK_S], -_INFINITY, logits_ptr.dtype.element_ty))
     total = tl.zeros([BLOCK_S], tl.float64)
     top_ref = top
     total_ref = total
@@ -213,7 +214,7 @@ def _masked_ppo_backward_kernel(
         pull = tl.where(masked[:, None], pull, 0.0)
         mask = there[:, None] & (v < vocab_size)[None, :]
         out = d_logits_ptr + at[:, None] * vocab_size + v[None, :]
-        tl.store(out, pull.to(z.dtype), mask=mask)
+        tl.store(out, pull.to(d_logits_ptr.dtype.element_ty), mask=mask)
 
 
 def _strides(logits: torch.Tensor, ref: torch.Tensor | None) -> tuple[int, ...]:

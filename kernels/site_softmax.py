@@ -1,5 +1,6 @@
 """Device functions of softmaxes of many sites at once, in the dtype of their logits.
 
+Logits of 16 bits are read into float32, and their gradient is rounded where it is stored.
 A program takes BLOCK_S sites of one row, and walks their vocabulary in blocks of BLOCK_V tokens.
 Sums over blocks are float64; within a block of float32 logits they are float32.
 """
@@ -29,11 +30,17 @@ def exp_of(x):
 
 
 @triton.jit
+def wide(x):
+    """x in the dtype that logits of its dtype are computed with."""
+    return x if x.dtype == tl.float64 else x.to(tl.float32)
+
+
+@triton.jit
 def load_logits(base, token_stride, start, vocab_size, m_site, inverse, BLOCK_V: tl.constexpr):
     """Logits [BLOCK_S, BLOCK_V] over the temperature, -inf where there is no site or token."""
     v = start + tl.arange(0, BLOCK_V).to(tl.int64)
     mask = m_site[:, None] & (v < vocab_size)[None, :]
-    z = tl.load(base[:, None] + v[None, :] * token_stride, mask=mask, other=-_INFINITY)
+    z = wide(tl.load(base[:, None] + v[None, :] * token_stride, mask=mask, other=-_INFINITY))
     return z * inverse.to(z.dtype)
 
 

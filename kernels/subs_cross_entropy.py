@@ -17,6 +17,7 @@ from fastguide.kernels.site_softmax import (
     log_normaliser,
     rescaled,
     tile_of_sites,
+    wide,
 )
 from fastguide.kernels.triton_config import MAX_REGISTERS
 from fastguide.kernels.triton_runtime import OPTIONS, TOKEN_FAULT, note_first_fault
@@ -69,7 +70,7 @@ def _subs_cross_entropy_kernel(
     note_first_fault(fault_ptr, bad, n, site, looked_at, n * 0, TOKEN_FAULT)
     masked = masked & (bad == 0)
     base = logits_ptr + n * row_stride + site * site_stride
-    top = tl.full([BLOCK_S], -_INFINITY, logits_ptr.dtype.element_ty)
+    top = wide(tl.full([BLOCK_S], -_INFINITY, logits_ptr.dtype.element_ty))
     total = tl.zeros([BLOCK_S], tl.float64)
     top, total = _walk(base, token_stride, vocab_size, masked, top, total, BLOCK_V)
     normaliser = log_normaliser(top, total)
@@ -102,7 +103,7 @@ def _write_pull(
         p = p - (v[None, :] == target[:, None]).to(z.dtype)
         pull = tl.where(m_site[:, None], p * scale.to(z.dtype)[:, None], 0.0)
         mask = there[:, None] & (v < vocab_size)[None, :]
-        tl.store(out[:, None] + v[None, :], pull.to(z.dtype), mask=mask)
+        tl.store(out[:, None] + v[None, :], pull.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["length", "vocab_size", "mask_token"])
@@ -160,7 +161,8 @@ def _subs_slice_sums_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S).to(tl.int64)
     there = row < num_rows
     base = logits_ptr + row * num_tokens
-    top = tl.load(top_ptr + row, mask=there, other=0.0).to(logits_ptr.dtype.element_ty)
+    top = tl.load(top_ptr + row, mask=there, other=0.0)
+    top = wide(top.to(logits_ptr.dtype.element_ty))
     total = tl.load(total_ptr + row, mask=there, other=0.0)
     top, total = _walk(base, 1, num_tokens, there, top, total, BLOCK_V)
     tl.store(top_ptr + row, top.to(tl.float64), mask=there)

@@ -4,6 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#if FG_X86
+#include <cpuid.h>
+#endif
+
 namespace fastguide {
 
 const char* level_name(Level level) {
@@ -14,11 +18,20 @@ const char* level_name(Level level) {
   }
 }
 
+#if FG_X86
+// Older compilers do not know its name in __builtin_cpu_supports.
+static bool cpu_has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 bool cpu_supports(Level level) {
   if (level == Level::baseline) return true;
 #if FG_X86
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
   if (level == Level::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");

@@ -35,7 +35,7 @@
 
 #define FG_LEVEL 1
 #define FG_NAMESPACE avx2
-#define FG_TARGET __attribute__((target("avx2,fma")))
+#define FG_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "lanes.h"
 #include FG_BODY
 #undef FG_LEVEL
@@ -45,7 +45,7 @@
 #define FG_LEVEL 2
 #define FG_NAMESPACE avx512
 #define FG_TARGET \
-  __attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
+  __attribute__((target("avx2,fma,f16c,avx512f,avx512dq,avx512bw,avx512vl,prefer-vector-width=512")))
 #include "lanes.h"
 #include FG_BODY
 #undef FG_LEVEL

@@ -39,5 +39,7 @@ void masked_ppo_backward(const MaskedPpoArgs<T>& args, const double* sites, cons
                                        T*, int);
 FG_INSTANTIATE(float)
 FG_INSTANTIATE(double)
+FG_INSTANTIATE(Bfloat16)
+FG_INSTANTIATE(Half)
 
 }  // namespace fastguide

@@ -10,8 +10,9 @@ struct SiteTerms {
 };
 
 // Terms of one site of a large vocabulary; ref is null without a reference.
-template <class T>
-FG_LANE SiteTerms large_site_terms(const MaskedPpoArgs<T>& args, const T* site, const T* ref) {
+template <class S>
+FG_LANE SiteTerms large_site_terms(const MaskedPpoArgs<S>& args, const S* site, const S* ref) {
+  using T = Wide<S>;
   T z[TOKEN_BLOCK], z_ref[TOKEN_BLOCK], e[TOKEN_BLOCK], e_ref[TOKEN_BLOCK];
   const T scale = static_cast<T>(1.0 / args.temperature);
   if (ref == nullptr)
@@ -54,8 +55,8 @@ struct SmallSites {
 };
 
 // Terms of sites [count] of one row of a small vocabulary; ref is null without a reference.
-template <class T>
-FG_LANE void small_site_terms(const MaskedPpoArgs<T>& args, const T* row, const T* ref,
+template <class S>
+FG_LANE void small_site_terms(const MaskedPpoArgs<S>& args, const S* row, const S* ref,
                               const i64* sites, i64 count, SmallSites& room, SiteTerms* out) {
   const i64 vocab_size = args.vocab_size;
   double *z = room.z.data(), *e = room.e.data(), *z_ref = room.z_ref.data();
@@ -73,8 +74,8 @@ FG_LANE void small_site_terms(const MaskedPpoArgs<T>& args, const T* row, const 
   for (i64 j = 0; j < count; ++j) out[sites[j]] = {normaliser[j], normaliser_ref[j], kl[j]};
 }
 
-template <class T>
-FG_TARGET Fault masked_ppo_rows(const MaskedPpoArgs<T>& args, const PpoInputs& in,
+template <class S>
+FG_TARGET Fault masked_ppo_rows(const MaskedPpoArgs<S>& args, const PpoInputs& in,
                                 const PpoOutputs& out, double* site_terms, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, length = args.length;
   SmallSites room(vocab_size);
@@ -87,8 +88,8 @@ FG_TARGET Fault masked_ppo_rows(const MaskedPpoArgs<T>& args, const PpoInputs& i
     if (count < 0) return fault;
     SiteTerms* terms = reinterpret_cast<SiteTerms*>(site_terms) + n * length;
     for (i64 l = 0; l < length; ++l) terms[l] = {0.0, 0.0, 0.0};
-    const T* row = args.logits.data + n * args.logits.row_stride;
-    const T* ref = args.logits_ref.data;
+    const S* row = args.logits.data + n * args.logits.row_stride;
+    const S* ref = args.logits_ref.data;
     if (ref != nullptr) ref += n * args.logits_ref.row_stride;
     if (vocab_size >= LARGE_VOCABULARY) {
       for (i64 j = 0; j < count; ++j) {
@@ -107,8 +108,8 @@ FG_TARGET Fault masked_ppo_rows(const MaskedPpoArgs<T>& args, const PpoInputs& i
       const i64 l = sites[static_cast<size_t>(j)];
       kl += terms[l].kl;
       if (next[l] == args.mask_token) continue;
-      const T logit = row[l * args.logits.site_stride + next[l] * args.logits.token_stride];
-      log_prob += static_cast<double>(logit) / args.temperature - terms[l].normaliser;
+      const S logit = row[l * args.logits.site_stride + next[l] * args.logits.token_stride];
+      log_prob += static_cast<double>(widened(logit)) / args.temperature - terms[l].normaliser;
     }
     write_ppo_terms(in, n, log_prob, ref == nullptr ? 0.0 : args.rho[n] * kl, out);
   }
@@ -121,9 +122,10 @@ struct SitePull {
 };
 
 // out [V] of a site of a large vocabulary, without what the token itself gets.
-template <class T>
-FG_LANE void pull_site(const MaskedPpoArgs<T>& args, const T* site, const T* ref, SiteTerms terms,
-                       SitePull pull, T* out) {
+template <class S>
+FG_LANE void pull_site(const MaskedPpoArgs<S>& args, const S* site, const S* ref, SiteTerms terms,
+                       SitePull pull, S* out) {
+  using T = Wide<S>;
   const T scale = static_cast<T>(1.0 / args.temperature);
   const T shift = static_cast<T>(terms.normaliser);
   const double rest = exp_double(static_cast<double>(shift) - terms.normaliser);
@@ -131,51 +133,54 @@ FG_LANE void pull_site(const MaskedPpoArgs<T>& args, const T* site, const T* ref
   // log p / q - KL = z - z_ref - level.
   const T level = static_cast<T>(terms.normaliser - terms.normaliser_ref + terms.kl);
   const i64 stride = args.logits.token_stride, ref_stride = args.logits_ref.token_stride;
-  T z[TOKEN_BLOCK], z_ref[TOKEN_BLOCK], p[TOKEN_BLOCK];
+  T z[TOKEN_BLOCK], z_ref[TOKEN_BLOCK], p[TOKEN_BLOCK], room[TOKEN_BLOCK];
   for (i64 first = 0; first < args.vocab_size; first += TOKEN_BLOCK) {
     const i64 count = block_count(first, args.vocab_size);
     load_block(site, stride, first, count, scale, z);
     exp_shifted(z, TOKEN_BLOCK, shift, p);
+    T* pulled = place_of_block(out + first, room);
     if (ref == nullptr) {
-      for (i64 i = 0; i < count; ++i) out[first + i] = -token * p[i];
-      continue;
+      for (i64 i = 0; i < count; ++i) pulled[i] = -token * p[i];
+    } else {
+      load_block(ref, ref_stride, first, count, scale, z_ref);
+      for (i64 i = 0; i < count; ++i) {
+        const T slope = kl * (z[i] - z_ref[i] - level) - token;
+        pulled[i] = p[i] > T(0) || p[i] != p[i] ? p[i] * slope : T(0);
+      }
     }
-    load_block(ref, ref_stride, first, count, scale, z_ref);
-    for (i64 i = 0; i < count; ++i) {
-      const T slope = kl * (z[i] - z_ref[i] - level) - token;
-      out[first + i] = p[i] > T(0) || p[i] != p[i] ? p[i] * slope : T(0);
-    }
+    round_block(pulled, count, out + first);
   }
 }
 
 // What a revealed site's own token gets. In float64 from the start: near p = 1 what is left is the
 // rounding of the rest.
-template <class T>
-FG_LANE double pull_token(const MaskedPpoArgs<T>& args, const T* site, const T* ref, i64 token,
+template <class S>
+FG_LANE double pull_token(const MaskedPpoArgs<S>& args, const S* site, const S* ref, i64 token,
                           SiteTerms terms, SitePull pull) {
-  const double z = static_cast<double>(site[token * args.logits.token_stride]) / args.temperature;
+  const double z =
+      static_cast<double>(widened(site[token * args.logits.token_stride])) / args.temperature;
   const double p = exp_double(z - terms.normaliser);
   double slope = 0.0;
   if (ref != nullptr && p > 0.0) {
     const double z_ref =
-        static_cast<double>(ref[token * args.logits_ref.token_stride]) / args.temperature;
+        static_cast<double>(widened(ref[token * args.logits_ref.token_stride])) / args.temperature;
     slope = p * (z - z_ref - (terms.normaliser - terms.normaliser_ref) - terms.kl);
   }
   return pull.token * (1.0 - p) + pull.kl * slope;
 }
 
 // What the sites of one row have in common.
-template <class T>
+template <class S>
 struct PulledRow {
-  const T *logits, *logits_ref;  // the latter null without a reference
+  const S *logits, *logits_ref;  // the latter null without a reference
   const i64* next;               // [L]
   const SiteTerms* terms;        // [L]
   SitePull pull;
-  T* out;                        // [L, V]
+  S* out;                        // [L, V]
 };
 
-template <class T>
-FG_LANE void pull_small_sites(const MaskedPpoArgs<T>& args, const PulledRow<T>& row,
+template <class S>
+FG_LANE void pull_small_sites(const MaskedPpoArgs<S>& args, const PulledRow<S>& row,
                               const i64* sites, i64 count, SmallSites& room) {
   const i64 vocab_size = args.vocab_size;
   double *z = room.z.data(), *z_ref = room.z_ref.data(), *g = room.e.data();
@@ -207,33 +212,33 @@ FG_LANE void pull_small_sites(const MaskedPpoArgs<T>& args, const PulledRow<T>& 
     const i64 next = row.next[sites[j]];
     if (next != args.mask_token && next >= 0 && next < vocab_size)
       g[next * SITES + j] += row.pull.token;
-    T* out = row.out + sites[j] * vocab_size;
-    for (i64 v = 0; v < vocab_size; ++v) out[v] = static_cast<T>(g[v * SITES + j]);
+    S* out = row.out + sites[j] * vocab_size;
+    for (i64 v = 0; v < vocab_size; ++v) out[v] = rounded<S>(g[v * SITES + j]);
   }
 }
 
-template <class T>
-FG_LANE void pull_large_site(const MaskedPpoArgs<T>& args, const PulledRow<T>& row, i64 l) {
-  const T* site = row.logits + l * args.logits.site_stride;
-  const T* ref = row.logits_ref;
+template <class S>
+FG_LANE void pull_large_site(const MaskedPpoArgs<S>& args, const PulledRow<S>& row, i64 l) {
+  const S* site = row.logits + l * args.logits.site_stride;
+  const S* ref = row.logits_ref;
   if (ref != nullptr) ref += l * args.logits_ref.site_stride;
   const i64 next = row.next[l];
   const bool revealed = next != args.mask_token && next >= 0 && next < args.vocab_size;
   const SitePull pull = {revealed ? row.pull.token : 0.0, row.pull.kl};
-  T* out = row.out + l * args.vocab_size;
+  S* out = row.out + l * args.vocab_size;
   pull_site(args, site, ref, row.terms[l], pull, out);
   if (revealed)
-    out[next] = static_cast<T>(pull_token(args, site, ref, next, row.terms[l], pull));
+    out[next] = rounded<S>(pull_token(args, site, ref, next, row.terms[l], pull));
 }
 
-template <class T>
-FG_TARGET void masked_ppo_pull(const MaskedPpoArgs<T>& args, const double* site_terms,
-                               const PpoPulls& pulls, T* d_logits, i64 begin, i64 end) {
+template <class S>
+FG_TARGET void masked_ppo_pull(const MaskedPpoArgs<S>& args, const double* site_terms,
+                               const PpoPulls& pulls, S* d_logits, i64 begin, i64 end) {
   const i64 vocab_size = args.vocab_size, length = args.length;
   SmallSites room(vocab_size);
   for (i64 n = begin; n < end; ++n) {
-    const T* ref = args.logits_ref.data;
-    const PulledRow<T> row = {args.logits.data + n * args.logits.row_stride,
+    const S* ref = args.logits_ref.data;
+    const PulledRow<S> row = {args.logits.data + n * args.logits.row_stride,
                               ref == nullptr ? nullptr : ref + n * args.logits_ref.row_stride,
                               args.x_next + n * length,
                               reinterpret_cast<const SiteTerms*>(site_terms) + n * length,
@@ -244,7 +249,7 @@ FG_TARGET void masked_ppo_pull(const MaskedPpoArgs<T>& args, const double* site_
     for (i64 l = 0; l < length; ++l) {
       const bool revealed = row.next[l] != args.mask_token;
       if (args.x[n * length + l] != args.mask_token || (!revealed && ref == nullptr)) {
-        std::memset(row.out + l * vocab_size, 0, static_cast<size_t>(vocab_size) * sizeof(T));
+        std::memset(row.out + l * vocab_size, 0, static_cast<size_t>(vocab_size) * sizeof(S));
       } else if (vocab_size >= LARGE_VOCABULARY) {
         pull_large_site(args, row, l);
       } else {

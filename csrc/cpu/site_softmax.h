@@ -1,43 +1,20 @@
 // Softmaxes of single sites, for the training ops; included once per instruction set.
 //
 // Small vocabularies go SITES sites at a time, side by side in float64. Large ones go block by block,
-// in the dtype of the logits; their sums are float64 and have an order of their own, the same
-// everywhere.
-#include <type_traits>
-
-#include "exp_lanes.h"
+// in the dtype of the logits, or in float32 if that has 16 bits; their sums are float64 and have an
+// order of their own, the same everywhere.
 #include "fastguide/masked_ppo.cuh"
+#include "token_blocks.h"
 
 namespace fastguide {
 namespace FG_NAMESPACE {
 
 // From here on a vocabulary is large.
 constexpr i64 LARGE_VOCABULARY = 192;
-// Tokens of a block, and strands that its sums go in.
-constexpr i64 TOKEN_BLOCK = 512, STRANDS = 32;
+// Strands that the sums of a large one go in.
+constexpr i64 STRANDS = 32;
 // Sites of a small vocabulary that go side by side; where there are fewer, the first one fills up.
 constexpr i64 SITES = 32;
-
-template <class T>
-FG_LANE T minus_infinity() {
-  return static_cast<T>(bits_double(0xFFF0000000000000ull));
-}
-
-// z [TOKEN_BLOCK]: scale times the logits of tokens [first, first + count), then -inf.
-template <class T>
-FG_LANE void load_block(const T* site, i64 stride, i64 first, i64 count, T scale, T* z) {
-  const T* from = site + first * stride;
-  if (stride == 1 && count == TOKEN_BLOCK) {
-    for (i64 i = 0; i < TOKEN_BLOCK; ++i) z[i] = scale * from[i];
-    return;
-  }
-  for (i64 i = 0; i < count; ++i) z[i] = scale * from[i * stride];
-  for (i64 i = count; i < TOKEN_BLOCK; ++i) z[i] = minus_infinity<T>();
-}
-
-FG_LANE i64 block_count(i64 first, i64 vocab_size) {
-  return vocab_size - first < TOKEN_BLOCK ? vocab_size - first : TOKEN_BLOCK;
-}
 
 template <class T>
 FG_LANE T largest_strand(const T* tops) {
@@ -83,8 +60,8 @@ FG_LANE void start_strands(T pivot, SiteStrands<T>* site) {
 }
 
 // The largest of the first block of a site.
-template <class T>
-FG_LANE T first_top(const T* site, i64 stride, i64 vocab_size, T scale, T* z) {
+template <class S, class T>
+FG_LANE T first_top(const S* site, i64 stride, i64 vocab_size, T scale, T* z) {
   T tops[STRANDS];
   for (i64 i = 0; i < STRANDS; ++i) tops[i] = minus_infinity<T>();
   load_block(site, stride, 0, block_count(0, vocab_size), scale, z);
@@ -92,54 +69,12 @@ FG_LANE T first_top(const T* site, i64 stride, i64 vocab_size, T scale, T* z) {
   return largest_strand(tops);
 }
 
-// e [count] = exp(z - shift).
-FG_LANE void exp_shifted(const double* z, i64 count, double shift, double* e) {
-  for (i64 i = 0; i < count; ++i) e[i] = exp_double(z[i] - shift);
-}
-
-#if FG_LEVEL > 0
-
-FG_LANE void exp_shifted(const float* z, i64 count, float shift, float* e) {
-  const i64 whole = count / SINGLES * SINGLES;
-  for (i64 i = 0; i < whole; i += SINGLES)
-    stored(exp_lanes(minus(loaded(z + i), repeated(shift))), e + i);
-  for (i64 i = whole; i < count; ++i) e[i] = exp_single(z[i] - shift);
-}
-
-#else
-
-// The table is read in a loop of its own: those before and after it are vectorised.
-FG_LANE void exp_shifted(const float* z, i64 count, float shift, float* e) {
-  float rest[TOKEN_BLOCK], scale[TOKEN_BLOCK], x[TOKEN_BLOCK];
-  for (i64 first = 0; first < count; first += TOKEN_BLOCK) {
-    const i64 some = block_count(first, count);
-    for (i64 i = 0; i < some; ++i) {
-      x[i] = z[first + i] - shift;
-      const ExpParts parts = split_exp(x[i]);
-      rest[i] = parts.rest;
-      scale[i] = parts.shifted;
-    }
-    for (i64 i = 0; i < some; ++i) scale[i] = power_of_eighths(scale[i]);
-    for (i64 i = 0; i < some; ++i) e[first + i] = joined_exp(x[i], rest[i], scale[i]);
-  }
-}
-
-#endif
-
-// target [count] = factor exp(z - shift), which may take the place of z.
-template <class T>
-FG_LANE void scaled_exp_shifted(const T* z, i64 count, T shift, T factor, T* target) {
-  for (i64 first = 0; first < count; first += TOKEN_BLOCK) {
-    const i64 some = block_count(first, count);
-    exp_shifted(z + first, some, shift, target + first);
-    for (i64 i = 0; i < some; ++i) target[first + i] *= factor;
-  }
-}
-
 // exp(z - pivot) of a block, added to the strands: 16 terms at a time in the dtype of z.
-template <class T>
-FG_LANE void add_block(const T* z, SiteStrands<T>* site) {
+template <class S>
+FG_LANE void add_block(const S* logits, SiteStrands<Wide<S>>* site) {
+  using T = Wide<S>;
   T e[TOKEN_BLOCK], some[STRANDS] = {};
+  const T* z = widened_block(logits, TOKEN_BLOCK, e);
   add_tops(z, site->tops);
   exp_shifted(z, TOKEN_BLOCK, site->pivot, e);
   for (i64 b = 0; b < TOKEN_BLOCK; b += STRANDS)
@@ -149,7 +84,8 @@ FG_LANE void add_block(const T* z, SiteStrands<T>* site) {
 
 #if FG_LEVEL > 0
 
-FG_LANE void add_block(const float* z, SiteStrands<float>* site) {
+template <class S>
+FG_LANE void add_singles(const S* z, SiteStrands<float>* site) {
   constexpr i64 PARTS = STRANDS / SINGLES;
   const auto pivot = repeated(site->pivot);
   std::remove_const_t<decltype(pivot)> tops[PARTS], some[PARTS];
@@ -170,14 +106,9 @@ FG_LANE void add_block(const float* z, SiteStrands<float>* site) {
   }
   for (i64 i = 0; i < STRANDS; ++i) site->sums[i] += static_cast<double>(sums[i]);
 }
-
-FG_LANE void scaled_exp_shifted(const float* z, i64 count, float shift, float factor,
-                                float* target) {
-  const i64 whole = count / SINGLES * SINGLES;
-  for (i64 i = 0; i < whole; i += SINGLES)
-    stored(times(repeated(factor), exp_lanes(minus(loaded(z + i), repeated(shift)))), target + i);
-  for (i64 i = whole; i < count; ++i) target[i] = factor * exp_single(z[i] - shift);
-}
+FG_LANE void add_block(const float* z, SiteStrands<float>* site) { add_singles(z, site); }
+FG_LANE void add_block(const Bfloat16* z, SiteStrands<float>* site) { add_singles(z, site); }
+FG_LANE void add_block(const Half* z, SiteStrands<float>* site) { add_singles(z, site); }
 
 #endif
 
@@ -204,8 +135,8 @@ FG_LANE LogitSum strands_sum(const SiteStrands<T>& site) {
 }
 
 // The sum of a site's vocabulary.
-template <class T>
-FG_LANE LogitSum site_sum(const T* logits, i64 stride, i64 vocab_size, T scale) {
+template <class S, class T>
+FG_LANE LogitSum site_sum(const S* logits, i64 stride, i64 vocab_size, T scale) {
   T z[TOKEN_BLOCK];
   SiteStrands<T> site;
   start_strands(first_top(logits, stride, vocab_size, scale, z), &site);
@@ -214,17 +145,22 @@ FG_LANE LogitSum site_sum(const T* logits, i64 stride, i64 vocab_size, T scale) 
       const i64 count = block_count(first, vocab_size);
       // Logits that need nothing done to them stay where they are.
       const bool ready = stride == 1 && scale == T(1) && count == TOKEN_BLOCK;
-      if (!ready) load_block(logits, stride, first, count, scale, z);
-      add_block(ready ? logits + first : z, &site);
+      if (ready) {
+        add_block(logits + first, &site);
+      } else {
+        load_block(logits, stride, first, count, scale, z);
+        add_block(z, &site);
+      }
     }
   } while (!pivot_serves(&site));
   return strands_sum(site);
 }
 
 // target [V] = factor softmax(logits), given the log normaliser.
-template <class T>
-FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, double normaliser,
-                           double factor, T* target) {
+template <class S>
+FG_LANE void write_softmax(const S* site, i64 stride, i64 vocab_size, double normaliser,
+                           double factor, S* target) {
+  using T = Wide<S>;
   // The normaliser as two numbers: one to subtract from logits without rounding it, and the rest.
   const T shift = static_cast<T>(normaliser);
   const T rest = static_cast<T>(factor * exp_double(static_cast<double>(shift) - normaliser));
@@ -235,7 +171,7 @@ FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, double nor
   T z[TOKEN_BLOCK];
   for (i64 first = 0; first < vocab_size; first += TOKEN_BLOCK) {
     const i64 count = block_count(first, vocab_size);
-    for (i64 i = 0; i < count; ++i) z[i] = site[(first + i) * stride];
+    for (i64 i = 0; i < count; ++i) z[i] = widened(site[(first + i) * stride]);
     scaled_exp_shifted(z, count, shift, rest, target + first);
   }
 }
@@ -243,12 +179,13 @@ FG_LANE void write_softmax(const T* site, i64 stride, i64 vocab_size, double nor
 #if FG_LEVEL > 0
 
 // Columns [4] of four sites each way; returns how many columns went in fours.
-FG_LANE i64 join_fours(const float* const* from, i64 columns, double* z) {
+template <class S>
+FG_LANE i64 join_fours(const S* const* from, i64 columns, double* z) {
   const i64 whole = columns / 4 * 4;
   for (i64 c = 0; c < whole; c += 4)
     for (i64 j = 0; j < SITES; j += 4) {
-      __m128 r0 = _mm_loadu_ps(from[j] + c), r1 = _mm_loadu_ps(from[j + 1] + c);
-      __m128 r2 = _mm_loadu_ps(from[j + 2] + c), r3 = _mm_loadu_ps(from[j + 3] + c);
+      __m128 r0 = four(from[j] + c), r1 = four(from[j + 1] + c);
+      __m128 r2 = four(from[j + 2] + c), r3 = four(from[j + 3] + c);
       _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
       _mm256_storeu_pd(z + c * SITES + j, _mm256_cvtps_pd(r0));
       _mm256_storeu_pd(z + (c + 1) * SITES + j, _mm256_cvtps_pd(r1));
@@ -271,7 +208,10 @@ FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
 
 #else
 
-FG_LANE i64 join_fours(const float* const*, i64, double*) { return 0; }
+template <class S>
+FG_LANE i64 join_fours(const S* const*, i64, double*) {
+  return 0;
+}
 FG_LANE void part_fours(const double* z, i64 c, float* const* to) {
   for (i64 i = 0; i < 4; ++i)
     for (i64 j = 0; j < 4; ++j) to[j][c + i] = static_cast<float>(z[(c + i) * SITES + j]);
@@ -286,10 +226,11 @@ FG_LANE void part_fours(const double* z, i64 c, double* const* to) {
 }
 
 // z [columns, SITES] of the columns of sites from[SITES].
-template <class T>
-FG_LANE void join_sites(const T* const* from, i64 stride, i64 columns, double* z) {
+template <class S>
+FG_LANE void join_sites(const S* const* from, i64 stride, i64 columns, double* z) {
   for (i64 c = stride == 1 ? join_fours(from, columns, z) : 0; c < columns; ++c)
-    for (i64 j = 0; j < SITES; ++j) z[c * SITES + j] = static_cast<double>(from[j][c * stride]);
+    for (i64 j = 0; j < SITES; ++j)
+      z[c * SITES + j] = static_cast<double>(widened(from[j][c * stride]));
 }
 
 // The columns of sites to[count] of z [columns, SITES].
@@ -307,10 +248,10 @@ FG_LANE void part_sites(const double* z, i64 columns, i64 count, T* const* to) {
 }
 
 // z [V, SITES]: logits of sites [count], 0 < count <= SITES, divided by the temperature.
-template <class T>
-FG_LANE void load_sites(const SiteLogits<T>& logits, const T* row, const i64* sites, i64 count,
+template <class S>
+FG_LANE void load_sites(const SiteLogits<S>& logits, const S* row, const i64* sites, i64 count,
                         i64 vocab_size, double temperature, double* z) {
-  const T* from[SITES];
+  const S* from[SITES];
   for (i64 j = 0; j < SITES; ++j) from[j] = row + sites[j < count ? j : 0] * logits.site_stride;
   join_sites(from, logits.token_stride, vocab_size, z);
   if (temperature != 1.0)

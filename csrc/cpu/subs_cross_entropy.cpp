@@ -60,5 +60,7 @@ void subs_slice_pull(const LogitsSlice<T>& slice, const double* normalisers, con
   template void subs_slice_pull<T>(const LogitsSlice<T>&, const double*, const double*, int);
 FG_INSTANTIATE(float)
 FG_INSTANTIATE(double)
+FG_INSTANTIATE(Bfloat16)
+FG_INSTANTIATE(Half)
 
 }  // namespace fastguide

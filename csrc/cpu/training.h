@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fastguide/gaussian_ppo.cuh"
+#include "halves.h"
 #include "kernels.h"
 
 namespace fastguide {
@@ -36,7 +37,7 @@ struct SiteLogits {
   i64 row_stride, site_stride, token_stride;
 };
 
-template <class T>
+template <class T>  // float, double, Bfloat16 or Half
 struct MaskedPpoArgs {
   SiteLogits<T> logits, logits_ref;
   const i64 *x, *x_next;  // [N, L]
@@ -55,7 +56,7 @@ void masked_ppo_backward(const MaskedPpoArgs<T>& args, const double* sites, cons
                          T* d_logits,  // [N, L, V]
                          int num_threads);
 
-template <class T>
+template <class T>  // float, double, Bfloat16 or Half
 struct SubsArgs {
   SiteLogits<T> logits;
   const i64 *x, *targets;  // [N, L]
@@ -74,7 +75,7 @@ void subs_cross_entropy_backward(const SubsArgs<T>& args, const double* normalis
                                  int num_threads);
 
 // Logits [R, C] of the tokens from `first` on.
-template <class T>
+template <class T>  // float, double, Bfloat16 or Half
 struct LogitsSlice {
   T* data;  // contiguous
   i64 num_rows, num_tokens, first;

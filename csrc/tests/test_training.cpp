@@ -42,12 +42,16 @@ struct Steps {
   }
 };
 
-bool near(double got, double due) { return std::fabs(got - due) <= 1e-5 * (1.0 + std::fabs(due)); }
+bool near(double got, double due, double tolerance = 1e-5) {
+  return std::fabs(got - due) <= tolerance * (1.0 + std::fabs(due));
+}
 
 // With equal logits every token has probability 1 / V.
 template <class T>
 void test_equal_logits(i64 vocab_size) {
-  const std::vector<T> logits(static_cast<size_t>(N * L * vocab_size), T(0.25));
+  const auto number = [](T x) { return static_cast<double>(widened(x)); };
+  const double tolerance = sizeof(T) == 2 ? 4e-3 : 1e-5;  // half a step of bfloat16
+  const std::vector<T> logits(static_cast<size_t>(N * L * vocab_size), rounded<T>(0.25));
   std::vector<T> d_logits(logits.size());
   const SiteLogits<T> all = {logits.data(), L * vocab_size, vocab_size, 1};
   const Steps steps(vocab_size);
@@ -62,15 +66,15 @@ void test_equal_logits(i64 vocab_size) {
   CHECK(terms.kl[0] == 0.0);
   masked_ppo_backward(ppo, sites.data(), terms.pulls, d_logits.data(), 2);
   double sum = 0.0;
-  for (i64 i = 0; i < L * vocab_size; ++i) sum += static_cast<double>(d_logits[static_cast<size_t>(i)]);
-  CHECK(std::fabs(sum) < 1e-4);
+  for (i64 i = 0; i < L * vocab_size; ++i) sum += number(d_logits[static_cast<size_t>(i)]);
+  CHECK(std::fabs(sum) < 20.0 * tolerance);
 
   const SubsArgs<T> subs = {all, steps.x.data(), steps.targets.data(), N, L, vocab_size, vocab_size};
   CHECK(subs_cross_entropy(subs, loss.data(), normalisers.data(), 2).code == kNoFault);
   CHECK(near(loss[0], steps.masked * log_v));
   subs_cross_entropy_backward(subs, normalisers.data(), terms.halves, d_logits.data(), 2);
   const T at_target = d_logits[static_cast<size_t>(vocab_size + 1 % vocab_size)];
-  CHECK(near(static_cast<double>(at_target), 0.5 * (1.0 / static_cast<double>(vocab_size) - 1.0)));
+  CHECK(near(number(at_target), 0.5 * (1.0 / static_cast<double>(vocab_size) - 1.0), tolerance));
 
   std::vector<T> slice_logits = logits;
   std::vector<double> top(N * L, -INF), total(N * L), chosen(N * L);
@@ -79,7 +83,7 @@ void test_equal_logits(i64 vocab_size) {
   CHECK(near(top[1] + std::log(total[1]) - chosen[1], log_v));
   for (i64 i = 0; i < N * L; ++i) normalisers[static_cast<size_t>(i)] = 0.25 + log_v;
   subs_slice_pull(slice, normalisers.data(), chosen.data(), 2);
-  CHECK(near(static_cast<double>(slice_logits[0]), 0.25 * (1.0 / static_cast<double>(vocab_size) - 1.0)));
+  CHECK(near(number(slice_logits[0]), 0.25 * (1.0 / static_cast<double>(vocab_size) - 1.0), tolerance));
 }
 
 template <class T>
@@ -137,9 +141,36 @@ void test_exp_single() {
   CHECK(std::isnan(exp_single(NAN)));
 }
 
+constexpr i64 VOCABULARIES[] = {1, 4, 5, 37, 191, 192, 513, 1031};
+
+// All numbers of 16 bits come back from float32, and so do those half way to their neighbours: to the
+// even one of both.
+template <class T>
+void test_halves() {
+  constexpr u32 INFINITE = std::is_same_v<T, Half> ? 0x7C00 : 0x7F80;
+  for (u32 bits = 0; bits < 0x10000; ++bits) {
+    const T x = {static_cast<u16>(bits)};
+    const u32 size = bits & 0x7FFF;
+    const double value = static_cast<double>(widened(x));
+    if (size > INFINITE) {
+      CHECK(std::isnan(value) && std::isnan(widened(rounded<T>(value))));
+      continue;
+    }
+    CHECK(rounded<T>(value).bits == bits);
+    if (size + 1 >= INFINITE) continue;
+    const double next = static_cast<double>(widened(T{static_cast<u16>(bits + 1)}));
+    const double middle = 0.5 * (value + next), step = 0.1 * (next - value);
+    // The middle of the smallest bfloat16 is a float32 too.
+    CHECK(rounded<T>(middle).bits == bits + (bits & 1));
+    CHECK(rounded<T>(middle - step).bits == bits && rounded<T>(middle + step).bits == bits + 1);
+  }
+  CHECK(rounded<T>(1e39).bits == INFINITE && rounded<T>(-1e39).bits == (INFINITE | 0x8000));
+  for (i64 vocab_size : VOCABULARIES) test_equal_logits<T>(vocab_size);
+}
+
 template <class T>
 void test_all() {
-  for (i64 vocab_size : {1, 4, 5, 37, 191, 192, 513, 1031}) {
+  for (i64 vocab_size : VOCABULARIES) {
     test_equal_logits<T>(vocab_size);
     for (double tau : {1.0, 0.5, 0.8}) test_relaxed_rows<T>(vocab_size, tau);
   }
@@ -152,4 +183,6 @@ void test_training() {
   test_exp_single();
   test_all<float>();
   test_all<double>();
+  test_halves<Bfloat16>();
+  test_halves<Half>();
 }

@@ -12,6 +12,7 @@ from fastguide.reference.faults import FaultCode
 from fastguide.rng import check_seed, check_step
 
 FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
 SIGNED = 2**63
 
 
@@ -58,9 +59,12 @@ def dtype(name: str, tensor: torch.Tensor, due: Sequence[torch.dtype]) -> None:
     """`tensor` has one of the dtypes `due`."""
     if tensor.dtype not in due:
         names = " or ".join(str(d).removeprefix("torch.") for d in due)
+        fix = f"to(torch.{str(due[-1]).removeprefix('torch.')})"
+        if tensor.dtype in HALVES and torch.float32 in due:
+            fix = "float()"
         raise DtypeError(
             f"{name} must be {names}, got {str(tensor.dtype).removeprefix('torch.')}; "
-            f"convert it with {name}.to(torch.{str(due[-1]).removeprefix('torch.')})"
+            f"convert it with {name}.{fix}"
         )
 
 

@@ -41,8 +41,10 @@ def masked_ppo(
     """PPO terms of the transitions x -> x_next of a masked policy, row by row.
 
     Args:
-        logits: [N, L, V] float32|float64, any strides; the policy draws tokens from
-            softmax(logits / temperature). Carries the gradient; read at masked sites only.
+        logits: [N, L, V] bfloat16|float16|float32|float64, any strides; the policy draws tokens
+            from softmax(logits / temperature). Carries the gradient; read at masked sites only.
+            Those of 16 bits are computed with in float32, without a copy; their gradient is that,
+            rounded to their dtype.
         x, x_next: [N, L] int64, the states before and after: mask_token or a token in [0, V). Where
             x is clean, x_next is not read.
         old_log_prob: [N] float32|float64, `log_prob` of this op when the data were drawn.
@@ -91,7 +93,7 @@ def _run(
     logits_ref: torch.Tensor | None,
     temperature: float,
 ) -> tuple[torch.Tensor, ...]:
-    _check.dtype("logits", logits, _check.FLOATS)
+    _check.dtype("logits", logits, _check.HALVES + _check.FLOATS)
     x = _check.integers("x", x, [None, None], "[N, L]")
     num_rows, length = x.shape
     x_next = _check.integers("x_next", x_next, [num_rows, length], "[N, L]")

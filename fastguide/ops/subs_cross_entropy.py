@@ -31,15 +31,16 @@ def subs_cross_entropy(
     """SUBS loss per row: weight times the sum over masked sites of -log softmax(logits)[target].
 
     Args:
-        logits: [N, L, V] float32|float64, any strides; read at masked sites only. With a head: the
-            hidden states [N, L, H] before it.
+        logits: [N, L, V] bfloat16|float16|float32|float64, any strides; read at masked sites only.
+            With a head: the hidden states [N, L, H] before it. Those of 16 bits are computed with
+            in float32, without a copy; their gradient is that, rounded to their dtype.
         x: [N, L] int64, the noised state: mask_token or a token in [0, V).
         targets: [N, L] int64, the clean state; read where x is masked, and in [0, V) there.
         weight: [N] float32|float64, such as the rate a'(t) / a(t) of a schedule times the weight of
             a sample; None: 1.
-        head: [V, H] of the dtype of logits: logits are hidden @ head.T, made and used a slice of
-            the vocabulary at a time, forward and backward; they never exist as a whole. A bias is
-            a column of the head against a column of ones.
+        head: [V, H] of the dtype of logits: logits are hidden @ head.T in that dtype, made and used
+            a slice of the vocabulary at a time, forward and backward; they never exist as a whole.
+            A bias is a column of the head against a column of ones.
 
     Returns:
         [N] float64, nats.
@@ -71,7 +72,7 @@ def _run(
     mask_token: int,
     head: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    _check.dtype("logits", logits, _check.FLOATS)
+    _check.dtype("logits", logits, _check.HALVES + _check.FLOATS)
     x = _check.integers("x", x, [None, None], "[N, L]")
     num_rows, length = x.shape
     targets = _check.integers("targets", targets, [num_rows, length], "[N, L]")

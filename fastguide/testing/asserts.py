@@ -22,6 +22,17 @@ TOLERANCE_EPS: dict[str, dict[torch.dtype, float]] = {
     "gumbel_softmax_step": {torch.float32: 2.0, torch.float64: 256.0},
     "subs_cross_entropy": {torch.float32: 2.0, torch.float64: 256.0},
     "subs_cross_entropy of float32": {torch.float32: 32.0, torch.float64: 2.0**31},
+    # Float32 arithmetic, and a gradient that is that rounded once more: a neighbour at most.
+    "masked_ppo of 16 bits": {
+        torch.bfloat16: 1.0,
+        torch.float16: 1.0,
+        torch.float64: 2.0**31,
+    },
+    "subs_cross_entropy of 16 bits": {
+        torch.bfloat16: 1.0,
+        torch.float16: 1.0,
+        torch.float64: 2.0**31,
+    },
 }
 # Near 0 a log(mean), and a candidate whose mean and noise cancel, have no relative accuracy.
 ABSOLUTE: dict[str, dict[torch.dtype, float]] = {
@@ -36,6 +47,13 @@ ABSOLUTE: dict[str, dict[torch.dtype, float]] = {
     "gumbel_softmax_step": {torch.float32: 1e-8, torch.float64: 1e-13},
     "subs_cross_entropy": {torch.float32: 1e-8, torch.float64: 1e-13},
     "subs_cross_entropy of float32": {torch.float32: 4e-6, torch.float64: 4e-6},
+    "masked_ppo of 16 bits": {torch.bfloat16: 4e-6, torch.float16: 4e-6, torch.float64: 1e-6},
+    # 2**-24 is the step of the smallest float16.
+    "subs_cross_entropy of 16 bits": {
+        torch.bfloat16: 1e-8,
+        torch.float16: 2.0**-24,
+        torch.float64: 4e-6,
+    },
 }
 
 
@@ -51,6 +69,8 @@ def assert_matches(op: str, got: Any, due: Any) -> None:
         if f"{op} of float32" in TOLERANCE_EPS and due[-1].dtype == torch.float32:
             # Large vocabularies, and products with a head, are float32 arithmetic.
             op = f"{op} of float32"
+        if due[-1].dtype in (torch.bfloat16, torch.float16):
+            op = f"{op} of 16 bits"
         for one, other in zip(got, due, strict=True):
             assert_matches(op, one, other)
         return

@@ -126,6 +126,20 @@ _MASKED = [
     ("another large vocabulary", 2, 5, 1500, 0.8),
 ]
 
+# Name, N, L, V and share of masked sites of logits of 16 bits.
+_HALVES = [
+    ("nothing masked", 3, 9, 4, 0.0),
+    ("small", 5, 7, 5, 0.6),
+    ("two registers and a rest", 2, 37, 37, 0.7),
+    ("large", 2, 5, 1031, 0.8),
+]
+
+
+def _halves() -> Iterator[tuple[torch.dtype, str, int, int, int, float]]:
+    for dtype in (torch.bfloat16, torch.float16):
+        for name, *sizes in _HALVES:
+            yield dtype, f"{name}, {str(dtype)[6:]}", *sizes
+
 
 def masked_ppo() -> Iterator[Sample]:
     draw = Draw(12)
@@ -152,6 +166,21 @@ def masked_ppo() -> Iterator[Sample]:
     kwargs = dict(mask_token=-7, rho=0.5, clip=(0.7, 1.4), logits_ref=ref)
     _, args, kwargs = _ppo_numbers(draw, "masked_ppo", (logits, x, x_next), kwargs)
     yield "strided, a forbidden token, negative mask", args, kwargs
+    for dtype, name, n, length, vocab, share in _halves():
+        x, x_next = _steps(draw, n, length, vocab, vocab, share)
+        logits, ref = (draw.logits(n, length, vocab, dtype) for _ in range(2))
+        logits[..., 1], ref[..., 1] = -torch.inf, -torch.inf
+        x_next = torch.where((x == vocab) & (x_next == 1), 0, x_next)
+        kwargs = dict(mask_token=vocab, rho=0.5, clip=(0.7, 1.4), logits_ref=ref, temperature=0.8)
+        _, args, kwargs = _ppo_numbers(draw, "masked_ppo", (logits, x, x_next), kwargs)
+        yield name, args, kwargs
+    plain = (
+        draw.normal(300, 3, 4).to(torch.bfloat16).permute(2, 1, 0),
+        *_steps(draw, 4, 3, 300, 300, 0.7),
+    )
+    kwargs = dict(mask_token=300, rho=0.5, clip=(0.7, 1.4), logits_ref=None)
+    _, args, kwargs = _ppo_numbers(draw, "masked_ppo", plain, kwargs)
+    yield "strided, no reference, bfloat16", args, kwargs
 
 
 def subs_cross_entropy() -> Iterator[Sample]:
@@ -174,6 +203,13 @@ def subs_cross_entropy() -> Iterator[Sample]:
         (logits, x, targets),
         dict(mask_token=-7, head=None),
     )
+    for dtype, name, n, length, vocab, share in _halves():
+        x = draw.states(n, length, vocab, vocab, share)
+        logits, targets = draw.logits(n, length, vocab, dtype), draw.integers(2, vocab, n, length)
+        logits[..., 1] = -torch.inf
+        yield name, (logits, x, targets), dict(mask_token=vocab, weight=_rows(draw, n, True))
+        apart = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        yield f"strided, {name}", (apart, x, targets), dict(mask_token=vocab)
 
 
 def gumbel_softmax_step() -> Iterator[Sample]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastguide import ops
-from fastguide.errors import ArgumentError, GradientError, ShapeError
+from fastguide.errors import ArgumentError, DtypeError, GradientError, ShapeError
 
 N, L, V = 3, 6, 4
 STEP: dict[str, Any] = dict(mask_token=V, rho=0.4, clip=(0.8, 1.2))
@@ -157,3 +157,35 @@ def test_bad_arguments(backend: str) -> None:
             terms(logits, x, x_next, temperature=0.0)
         with pytest.raises(GradientError, match="but logits_ref requires one"):
             terms(logits, x, x_next, logits_ref=ref.requires_grad_())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("with_ref", [False, True])
+@pytest.mark.parametrize("vocab", [1, 5, 191, 192, 1300])
+def test_halves_are_float32_with_a_rounded_gradient(
+    vocab: int, with_ref: bool, apart: bool, dtype: torch.dtype
+) -> None:
+    """Bit for bit: reading them and rounding the gradient are all that is different."""
+    logits, ref, x, x_next = step(vocab, torch.float32)
+    logits, ref = (4 * logits).to(dtype), (4 * ref).to(dtype)
+    if vocab > 1:
+        logits[..., 0], ref[..., 0] = -torch.inf, -torch.inf
+        x_next.clamp_min_(1)
+    if apart:
+        logits, ref = (z.permute(2, 0, 1).contiguous().permute(1, 2, 0) for z in (logits, ref))
+
+    def slopes(cast: Any) -> tuple[torch.Tensor, ...]:
+        leaf = cast(logits).detach().requires_grad_()
+        other = cast(ref) if with_ref else None
+        got = terms(leaf, x, x_next, logits_ref=other, temperature=0.7)
+        (slope,) = torch.autograd.grad((got.log_prob + got.kl).sum(), leaf)
+        return got.log_prob.detach(), got.kl.detach(), slope
+
+    *numbers, slope = slopes(lambda z: z)
+    *due, due_slope = slopes(torch.Tensor.float)
+    assert slope.dtype is dtype
+    assert all(map(torch.equal, numbers, due))
+    assert torch.equal(slope, due_slope.to(dtype))
+    with pytest.raises(DtypeError, match=f"logits_ref must be {str(dtype)[6:]}, got float32"):
+        terms(logits, x, x_next, logits_ref=ref.float())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -134,3 +136,96 @@ def test_bad_arguments(backend: str) -> None:
         weight = torch.ones(3, requires_grad=True)
         with pytest.raises(GradientError, match="but weight requires one"):
             ops.subs_cross_entropy(logits, x, targets, mask_token=4, weight=weight)
+
+
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+
+
+def loss_and_slopes(
+    logits: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, **kwargs: Any
+) -> tuple[torch.Tensor, ...]:
+    leaves = [logits.detach().requires_grad_()]
+    if "head" in kwargs:
+        kwargs["head"] = kwargs["head"].detach().requires_grad_()
+        leaves.append(kwargs["head"])
+    loss = ops.subs_cross_entropy(leaves[0], x, targets, **kwargs)
+    return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+
+@HALVES
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("vocab", [1, 7, 191, 192, 1300])
+def test_halves_are_float32_with_a_rounded_gradient(
+    vocab: int, apart: bool, dtype: torch.dtype
+) -> None:
+    """Bit for bit: reading them and rounding the gradient are all that is different."""
+    logits, x, targets = rows(vocab, n=4, length=9)
+    logits = (4 * logits).to(dtype)
+    if vocab > 1:
+        logits[..., 0] = -torch.inf
+        targets.clamp_min_(1)
+    if vocab > 500:
+        logits[1, :, 1250] = 300
+    logits[3, 0, vocab // 2] = torch.nan
+    if apart:
+        logits = logits.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    loss, slope = loss_and_slopes(logits, x, targets, mask_token=vocab)
+    due, due_slope = loss_and_slopes(logits.float(), x, targets, mask_token=vocab)
+    assert slope.dtype is dtype
+    assert loss.isnan().tolist() == [False, False, False, True]
+    assert torch.equal(loss[:3], due[:3])
+    assert torch.equal(slope[:3], due_slope[:3].to(dtype))
+    torch.testing.assert_close(slope[3], due_slope[3].to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@HALVES
+def test_a_head_of_halves(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As good as one product in their dtype, however many slices the gradient is a sum of."""
+    hidden, x, targets = rows(1000, width=16)
+    hidden, head = hidden.to(dtype), torch.randn(1000, 16).to(dtype)
+    due = loss_and_slopes(hidden.double(), x, targets, mask_token=1000, head=head.double())
+    for backend, most in (("cpp", 2**22), ("cpp", 1), ("reference", 1)):
+        monkeypatch.setattr(chunked_head, "MOST_LOGITS", most)
+        monkeypatch.setattr(chunked_head, "FEWEST_TOKENS", 7)
+        with ops.use_backend(backend):
+            got = loss_and_slopes(hidden, x, targets, mask_token=1000, head=head)
+        assert [each.dtype for each in got] == [torch.float64, dtype, dtype]
+        for one, other in zip(got, due, strict=True):
+            error = float((one.double() - other).norm() / other.norm())
+            assert error < torch.finfo(dtype).eps, (backend, most)
+
+
+@HALVES
+def test_compiled_and_without_a_masked_site(dtype: torch.dtype) -> None:
+    logits, x, targets = rows(200)
+    logits = logits.to(dtype)
+    compiled = torch.compile(ops.subs_cross_entropy, backend="aot_eager", fullgraph=True)
+    for states in (x, targets):
+        due = loss_and_slopes(logits, states, targets, mask_token=200)
+        leaf = logits.detach().requires_grad_()
+        loss = compiled(leaf, states, targets, mask_token=200)
+        (slope,) = torch.autograd.grad(loss.sum(), leaf)
+        assert slope.dtype is dtype
+        assert torch.equal(loss, due[0])
+        assert torch.equal(slope, due[1])
+    assert torch.equal(due[0], torch.zeros(3, dtype=torch.float64))
+    assert torch.equal(due[1], torch.zeros_like(logits))
+
+
+def allocated(logits: torch.Tensor, x: torch.Tensor, targets: torch.Tensor) -> int:
+    """Most bytes that exist at once, forward and backward, above the inputs."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss_and_slopes(logits, x, targets, mask_token=logits.shape[-1])
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+def test_halves_take_half_the_memory() -> None:
+    logits, x, targets = rows(5000, n=4, length=8, dtype=torch.float32)
+    halves = allocated(logits.bfloat16(), x, targets)
+    assert logits.nbytes // 2 <= halves < 0.51 * logits.nbytes
+    assert logits.nbytes <= allocated(logits, x, targets)
