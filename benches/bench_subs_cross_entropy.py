@@ -95,7 +95,7 @@ def masked_sites(
     rows = logits[masked]
     if head is not None:
         rows = rows @ head.T
-    each = F.cross_entropy(rows.float(), targets[masked], reduction="none")
+    each = F.cross_entropy(rows, targets[masked], reduction="none")
     return (each * weight[masked.nonzero()[:, 0]]).sum() / len(x)
 
 

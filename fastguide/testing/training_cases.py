@@ -137,8 +137,8 @@ _HALVES = [
 
 def _halves() -> Iterator[tuple[torch.dtype, str, int, int, int, float]]:
     for dtype in (torch.bfloat16, torch.float16):
-        for name, *sizes in _HALVES:
-            yield dtype, f"{name}, {str(dtype)[6:]}", *sizes
+        for name, n, length, vocab, share in _HALVES:
+            yield dtype, f"{name}, {str(dtype)[6:]}", n, length, vocab, share
 
 
 def masked_ppo() -> Iterator[Sample]:

@@ -142,3 +142,9 @@ def test_bad_arguments(backend: str) -> None:
             ops.gaussian_ppo(output, x, x_next[:, :5], zeros, zeros, **STEP)
         with pytest.raises(ShapeError, match=r"at least one trailing dimension, got \[6\]"):
             ops.gaussian_ppo(output[0], x[0], x_next[0], zeros, zeros, **STEP)
+
+
+def test_halves_are_refused_with_the_way_out() -> None:
+    output = torch.zeros(N, D, dtype=torch.bfloat16)
+    with pytest.raises(DtypeError, match=r"got bfloat16; convert it with output\.float\(\)"):
+        ops.gaussian_ppo(output, output, output, torch.zeros(N), torch.ones(N), **STEP)
