@@ -69,7 +69,8 @@ def assert_matches(op: str, got: Any, due: Any) -> None:
         if f"{op} of float32" in TOLERANCE_EPS and due[-1].dtype == torch.float32:
             # Large vocabularies, and products with a head, are float32 arithmetic.
             op = f"{op} of float32"
-        if due[-1].dtype in (torch.bfloat16, torch.float16):
+        halves = (torch.bfloat16, torch.float16)
+        if f"{op} of 16 bits" in TOLERANCE_EPS and due[-1].dtype in halves:
             op = f"{op} of 16 bits"
         for one, other in zip(got, due, strict=True):
             assert_matches(op, one, other)
