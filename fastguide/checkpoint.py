@@ -38,33 +38,39 @@ def digest(value: Any) -> str | None:
     return sha.hexdigest()[:16]
 
 
-class Checkpoint:
-    """A folder with state.pt (the run's state) and state.json (what run it is, and the hash).
+class StateFolder:
+    """A folder with a state, its hash, and what run it is of (state.json).
 
     Args:
-        directory: made if needed.   fingerprint: everything that determines the samples.
+        directory: made if needed.   fingerprint: everything that determines the run.
+        stem: of the state's file.   advice: what to do about a folder of another run.
     """
 
-    def __init__(self, directory: str | Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: str | Path, fingerprint: dict[str, Any], stem: str, advice: str
+    ) -> None:
         self._path = make_directory(directory, "checkpoint")
         self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._stem = stem
+        self._advice = advice
 
-    def save(self, state: State) -> None:
-        """Write the state; an interruption leaves the previous one intact."""
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep the state; an interruption leaves the previous one intact."""
         buffer = io.BytesIO()
-        torch.save({**state.__getstate__(), "cost": asdict(state.cost)}, buffer)
+        torch.save(state, buffer)
         data = buffer.getvalue()
-        record = {"run": self._fingerprint, "sha256": hashlib.sha256(data).hexdigest()}
+        sha256 = hashlib.sha256(data).hexdigest()
         # the hash names its file, so a crash between the two writes cannot mix two states
-        name = f"state-{record['sha256'][:16]}.pt"
+        name = f"{self._stem}-{sha256[:16]}.pt"
         _replace(self._path / name, data)
-        _replace(self._path / "state.json", json.dumps({**record, "file": name}, indent=2).encode())
-        for old in self._path.glob("state-*.pt"):
+        card = {"run": self._fingerprint, "sha256": sha256, "file": name}
+        _replace(self._path / "state.json", json.dumps(card, indent=2).encode())
+        for old in self._path.glob(f"{self._stem}-*.pt"):
             if old.name != name:
                 old.unlink()
 
-    def load(self) -> State | None:
-        """The saved state, or None if the folder holds none.
+    def read(self, map_location: str | None = None) -> dict[str, Any] | None:
+        """The state that was kept, or None if the folder holds none.
 
         Raises:
             CheckpointError: the state belongs to another run (says what differs), or its file is
@@ -95,11 +101,33 @@ class Checkpoint:
         if differs:
             raise CheckpointError(
                 f"checkpoint {self._path} belongs to another run; it differs in "
-                + ", ".join(differs)
-                + "; use another folder, or the same arguments"
+                f"{', '.join(differs)}; {self._advice}"
             )
-        fields = torch.load(io.BytesIO(data), weights_only=True)
-        return State(**{**fields, "cost": Cost(**fields["cost"])})
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(data), map_location=map_location, weights_only=True
+        )
+        return state
+
+
+class Checkpoint(StateFolder):
+    """The state of a sampling run.
+
+    Args:
+        directory: made if needed.   fingerprint: everything that determines the samples.
+    """
+
+    def __init__(self, directory: str | Path, fingerprint: dict[str, Any]) -> None:
+        advice = "use another folder, or the same arguments"
+        super().__init__(directory, fingerprint, "state", advice)
+
+    def save(self, state: State) -> None:
+        """Write the state."""
+        self.write({**state.__getstate__(), "cost": asdict(state.cost)})
+
+    def load(self) -> State | None:
+        """The saved state, or None; raises as `read` does."""
+        fields = self.read()
+        return None if fields is None else State(**{**fields, "cost": Cost(**fields["cost"])})
 
 
 def _replace(path: Path, data: bytes) -> None:
