@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastguide.report.budget import TOLERANCE
@@ -125,7 +125,7 @@ def family_findings(comparison: Comparison) -> list[str]:
             f"The guide overrates the designs of {gap['method']} most: by "
             f"{number(gap['guiding_minus_judging_mean'])} on average against the judge."
         )
-    lines += _against_best_of_n(guided)
+    lines += against_best_of_n(guided, lambda rival: f"{judged(rival)} on the judging oracle")
     limit = number(comparison.natural_limit, 3)
     lost = [one for one in figures if not one["natural"]]
     where = (
@@ -162,12 +162,16 @@ def _budget_line(comparison: Comparison, figures: Sequence[Figures]) -> list[str
     return [text]
 
 
-def _against_best_of_n(guided: Sequence[Figures]) -> list[str]:
-    """Under a budget, where the guided methods that meet it stand against best of N."""
+def against_best_of_n(guided: Sequence[Figures], shown: Callable[[Figures], str]) -> list[str]:
+    """Under a budget, where the guided methods that meet it stand against best of N; worst first.
+
+    Args:
+        shown: best of N's judging reward in words.
+    """
     rival = next((one for one in guided if one["key"] == "best_of_n"), None)
     if rival is None or "fit" not in rival:
         return []
-    named: dict[str, list[str]] = {"above": [], "no different from": [], "below": []}
+    named: dict[str, list[str]] = {"below": [], "no different from": [], "above": []}
     for one in guided:
         if one is rival or not one["fit"]["met"]:
             continue
@@ -179,8 +183,8 @@ def _against_best_of_n(guided: Sequence[Figures]) -> list[str]:
     if not parts:
         return []
     return [
-        f"Against best of N at this budget ({judged(rival)} on the judging oracle), by two "
-        f"standard errors: {'; '.join(parts)}."
+        f"Against best of N at this budget ({shown(rival)}), by two standard errors: "
+        f"{'; '.join(parts)}."
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastguide.report.budget import TOLERANCE
-from fastguide.report.family import cost_per_design, effective
+from fastguide.report.family import against_best_of_n, cost_per_design, effective
 from fastguide.report.gallery import Gallery, Pictures
 from fastguide.report.tables import (
     Column,
@@ -104,7 +104,7 @@ def gallery_findings(gallery: Gallery) -> list[str]:
     if guided:
         lines.append(_extremes(gallery, guided))
         lines += _overrated(gallery, guided)
-        lines += _against_best_of_n(gallery, guided)
+        lines += against_best_of_n(guided, lambda rival: _judged(gallery, rival))
     lines += _naturalness(gallery, figures)
     lines += _diversity(gallery, guided)
     for why in dict.fromkeys(gallery.left_out.values()):
@@ -170,27 +170,6 @@ def _overrated(gallery: Gallery, guided: Sequence[Figures]) -> list[str]:
     return [
         f"Guide and judge are furthest apart for {most['method']}: against unguided samples it "
         f"gains {by_guide} by the guide and {by_judge} by the judge."
-    ]
-
-
-def _against_best_of_n(gallery: Gallery, guided: Sequence[Figures]) -> list[str]:
-    rival = next((one for one in guided if one["key"] == "best_of_n"), None)
-    if rival is None:
-        return []
-    named: dict[str, list[str]] = {"below": [], "no different from": [], "above": []}
-    for one in guided:
-        if one is rival or not one["fit"]["met"]:
-            continue
-        gap = one["judging_reward_mean"] - rival["judging_reward_mean"]
-        error = math.hypot(one["judging_reward_mean_error"], rival["judging_reward_mean_error"])
-        where = "no different from" if abs(gap) < 2 * error else "above" if gap > 0 else "below"
-        named[where].append(one["method"])
-    parts = [f"{what} it: {', '.join(names)}" for what, names in named.items() if names]
-    if not parts:
-        return []
-    return [
-        f"Against best of N at this budget ({_judged(gallery, rival)}), by two standard errors: "
-        f"{'; '.join(parts)}."
     ]
 
 
